@@ -1,0 +1,126 @@
+"""Reading and writing containers' control groups (version 2) in the guest."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MOUNT = "/sys/fs/cgroup"
+#: More processes than this are not listed; an answer has a size limit.
+MAX_PROCESSES = 2048
+
+
+def directory(container_id: str) -> str:
+    """The cgroup directory of a container."""
+    return f"{MOUNT}/hako/{container_id}"
+
+
+def read(path: str) -> str:
+    """The text of one cgroup file, empty when it is not there."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def table(text: str) -> dict[str, int]:
+    """``name value`` lines as a dictionary."""
+    values: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if value.isdigit():
+            values[name] = int(value)
+    return values
+
+
+def _number(text: str) -> int | None:
+    """One value; None for ``max`` and for a file that is not there."""
+    text = text.strip()
+    return int(text) if text.isdigit() else None
+
+
+def freeze(container_id: str, *, frozen: bool) -> None:
+    """Freeze or thaw all processes of a container. Raises OSError."""
+    with open(directory(container_id) + "/cgroup.freeze", "w", encoding="ascii") as file:
+        file.write("1" if frozen else "0")
+
+
+def kill(container_id: str) -> None:
+    """SIGKILL for every process of a container, in one step. Raises OSError."""
+    with open(directory(container_id) + "/cgroup.kill", "w", encoding="ascii") as file:
+        file.write("1")
+
+
+def oom_kills(container_id: str) -> int:
+    """How often the kernel killed in the container because its memory limit was reached."""
+    return table(read(directory(container_id) + "/memory.events")).get("oom_kill", 0)
+
+
+def pids(container_id: str) -> list[int]:
+    """Processes of the container and of the cgroups below it, ascending, at most MAX_PROCESSES."""
+    found: list[int] = []
+    for base, _, _ in os.walk(directory(container_id)):
+        found += [int(word) for word in read(base + "/cgroup.procs").split()]
+        if len(found) >= MAX_PROCESSES:
+            break
+    return sorted(found)[:MAX_PROCESSES]
+
+
+def stats(container_id: str) -> dict[str, Any]:
+    """Usage of a container: cpu (microseconds), memory and io (bytes), pids; None stands for no limit."""
+    base = directory(container_id)
+    io = {"rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0}
+    for line in read(base + "/io.stat").splitlines():
+        for word in line.split()[1:]:
+            name, _, value = word.partition("=")
+            if name in io and value.isdigit():
+                io[name] += int(value)
+    return {
+        "cpu": table(read(base + "/cpu.stat")),
+        "memory": {
+            "usage": _number(read(base + "/memory.current")) or 0,
+            "limit": _number(read(base + "/memory.max")),
+            "peak": _number(read(base + "/memory.peak")),
+            "swap": _number(read(base + "/memory.swap.current")),
+            "stat": table(read(base + "/memory.stat")),
+            "events": table(read(base + "/memory.events")),
+        },
+        "pids": {
+            "current": _number(read(base + "/pids.current")) or 0,
+            "limit": _number(read(base + "/pids.max")),
+        },
+        "io": io,
+    }
+
+
+def processes(container_id: str) -> list[dict[str, Any]]:
+    """One entry per process: pid, ppid, uid, state, cpu ticks, memory (bytes) and command line."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    entries = []
+    for pid in pids(container_id):
+        stat = read(f"/proc/{pid}/stat")
+        if not stat:
+            continue
+        name = stat[stat.find("(") + 1 : stat.rfind(")")]
+        fields = stat[stat.rfind(")") + 2 :].split()
+        status = read(f"/proc/{pid}/status")
+        uid = next((line.split()[1] for line in status.splitlines() if line.startswith("Uid:")), "0")
+        inner = next((line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")), str(pid))
+        command = read(f"/proc/{pid}/cmdline")[:4096].replace("\0", " ").strip()
+        entries.append(
+            {
+                "pid": pid,
+                "container_pid": int(inner),
+                "ppid": int(fields[1]),
+                "uid": int(uid),
+                "state": fields[0],
+                "ticks": int(fields[11]) + int(fields[12]),
+                "rss": int(fields[21]) * page,
+                "command": command or f"[{name}]",
+            }
+        )
+    return entries

@@ -1,0 +1,167 @@
+"""The agent's end of the host connection: frames in and out of the virtio-serial port, calls, raw streams.
+
+Memory is bounded: a process's output is read only while its stream has credit and the port keeps up, and
+the host may send no more than a stream's window ahead. Answers overtake stream data, never each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+from hako.agent.loop import READ, WRITE, Future, Loop
+from hako.wire import calls
+from hako.wire.frames import CREDIT, DATA, FLAG_NO_DATA, FLAG_REMOTE_CLOSED, REQUEST, RESPONSE, Decoder, Frame
+from hako.wire.frames import FrameError, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Protocol
+
+    Handler = Callable[[str, dict[str, Any]], Coroutine[Future, None, dict[str, Any]]]
+
+    class Stream(Protocol):
+        """What the channel tells a raw stream."""
+
+        def on_data(self, data: bytes, *, end: bool) -> None: ...
+
+        def on_credit(self, count: int) -> None: ...
+
+        def on_writable(self) -> None: ...
+
+        def on_reset(self) -> None: ...
+
+
+#: The port takes 32 KiB a write; holding more than a few of those gains nothing.
+_HIGH_WATER = 256 << 10
+_READ_SIZE = 64 << 10
+_RETRY_SECONDS = 0.05
+
+
+class Channel:
+    """One connection to the host, over the file descriptor of the port."""
+
+    def __init__(self, loop: Loop, fd: int, handler: Handler) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._handler = handler
+        self._decoder = Decoder(calls.MAX_CALL)
+        self._urgent: deque[bytes] = deque()
+        self._data: deque[bytes] = deque()
+        self._current = memoryview(b"")
+        self._queued = 0
+        self._streams: dict[int, Stream] = {}
+        self._waiting: deque[Stream] = deque()
+        loop.watch(fd, READ, self._on_ready)
+
+    def add_stream(self, number: int, stream: Stream) -> None:
+        """Give stream ``number`` (chosen by the host) to ``stream``. Raises CallError when it is taken."""
+        if number in self._streams:
+            raise calls.CallError(calls.INVALID_ARGUMENT, f"stream {number} is in use")
+        self._streams[number] = stream
+
+    def remove_stream(self, number: int) -> None:
+        """Forget stream ``number``; frames for it are dropped from now on."""
+        self._streams.pop(number, None)
+
+    def can_send(self, stream: Stream) -> bool:
+        """Whether there is room for stream data; if not, ``stream.on_writable`` is called when there is."""
+        if self._queued < _HIGH_WATER:
+            return True
+        if stream not in self._waiting:
+            self._waiting.append(stream)
+        return False
+
+    def send_data(self, number: int, data: bytes, *, end: bool = False) -> None:
+        """Queue stream data; ``end`` says that nothing follows."""
+        flags = (FLAG_REMOTE_CLOSED if end else 0) | (0 if data else FLAG_NO_DATA)
+        frame = encode(number, DATA, data, flags)
+        self._data.append(frame)
+        self._queued += len(frame)
+        self._flush()
+
+    def send_credit(self, number: int, count: int) -> None:
+        """Let the host send ``count`` bytes more on stream ``number``."""
+        self._send_urgent(encode(number, CREDIT, count.to_bytes(4, "big")))
+
+    def _send_urgent(self, frame: bytes) -> None:
+        self._urgent.append(frame)
+        self._flush()
+
+    def _on_ready(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & ~WRITE:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = os.read(self._fd, _READ_SIZE)
+        except BlockingIOError:
+            return
+        if not data:  # The host's end is closed: the port reports this for as long as it lasts.
+            self._reset()
+            self._loop.watch(self._fd, 0, self._on_ready)
+            self._loop.after(_RETRY_SECONDS, lambda: self._loop.watch(self._fd, READ, self._on_ready))
+            return
+        try:
+            for frame in self._decoder.feed(data):
+                self._on_frame(frame)
+        except (FrameError, calls.MalformedError):
+            self._reset()
+
+    def _reset(self) -> None:
+        """Forget everything of the connection so far; the host that comes next starts with a clean one."""
+        self._decoder = Decoder(calls.MAX_CALL)
+        self._urgent.clear()
+        self._data.clear()
+        self._current = memoryview(b"")
+        self._queued = 0
+        self._waiting.clear()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.on_reset()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind == REQUEST:
+            method, params = calls.decode_request(frame.data)
+            self._loop.spawn(self._serve(frame.stream, method, params))
+            return
+        stream = self._streams.get(frame.stream)
+        if stream is None:
+            return
+        if frame.kind == DATA:
+            stream.on_data(frame.data, end=bool(frame.flags & FLAG_REMOTE_CLOSED))
+        elif frame.kind == CREDIT and len(frame.data) == 4:
+            stream.on_credit(int.from_bytes(frame.data, "big"))
+
+    async def _serve(self, number: int, method: str, params: dict[str, Any]) -> None:
+        try:
+            answer = calls.encode_result(await self._handler(method, params))
+        except calls.CallError as error:
+            answer = calls.encode_error(error)
+        except Exception as error:
+            answer = calls.encode_error(calls.CallError(calls.INTERNAL, f"{method}: {type(error).__name__}: {error}"))
+        self._send_urgent(encode(number, RESPONSE, answer))
+
+    def _flush(self) -> None:
+        while True:
+            if not self._current:
+                if self._urgent:
+                    self._current = memoryview(self._urgent.popleft())
+                elif self._data:
+                    frame = self._data.popleft()
+                    self._queued -= len(frame)
+                    self._current = memoryview(frame)
+                else:
+                    break
+            try:
+                self._current = self._current[os.write(self._fd, self._current) :]
+            except BlockingIOError:
+                self._loop.watch(self._fd, READ | WRITE, self._on_ready)
+                return
+        self._loop.watch(self._fd, READ, self._on_ready)
+        waiting, self._waiting = self._waiting, deque()
+        for stream in waiting:
+            stream.on_writable()

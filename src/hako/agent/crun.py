@@ -1,0 +1,72 @@
+"""Running crun: arguments, its log, and what its errors mean."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from hako.agent.loop import Loop
+from hako.wire import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CRUN = "/usr/bin/crun"
+_ROOT = "/run/crun"
+_MAX_LOG = 64 << 10
+_ENV = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
+
+#: How crun begins when the command itself, rather than the container around it, is at fault.
+_COMMAND_FAULTS = ("executable file", "open executable", "exec ", "execve")
+
+
+async def run(
+    loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, int] | None = None, cwd: str = "/"
+) -> tuple[int, str]:
+    """Run crun with ``args``; return its exit status and, if that is not 0, its last error message.
+
+    ``stdio`` are the descriptors that become the container's; by default crun gets /dev/null.
+    """
+    argv = ["crun", "--root", _ROOT, "--cgroup-manager", "cgroupfs", "--log", log, "--log-format", "json", *args]
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fds = stdio or (null, null, null)
+        # Above 2, so that no dup2 overwrites a descriptor that a later one still needs.
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
+        pid = os.posix_spawn(CRUN, argv, _ENV, file_actions=actions, setsid=True)
+    finally:
+        os.close(null)
+    status: int = await loop.child(pid)
+    message = "" if status == 0 else _last_error(log)
+    try:
+        os.unlink(log)
+    except FileNotFoundError:
+        pass
+    return status, message
+
+
+def _last_error(log: str) -> str:
+    try:
+        with open(log, "rb") as file:
+            lines = file.read(_MAX_LOG).splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") == "error" and isinstance(entry.get("msg"), str):
+            return str(entry["msg"]).strip()
+    return ""
+
+
+def error(what: str, status: int, message: str) -> calls.CallError:
+    """The CallError for a crun that failed while doing ``what``."""
+    lowered = message.lower()
+    exit_code = None
+    if lowered.startswith(_COMMAND_FAULTS):
+        exit_code = 127 if "no such file or directory" in lowered else 126
+    text = message or f"crun ended with status {status} and said nothing"
+    return calls.CallError(calls.INVALID_ARGUMENT if exit_code else calls.INTERNAL, f"{what}: {text}", exit_code)

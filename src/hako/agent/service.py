@@ -1,0 +1,234 @@
+"""The agent's calls: one method each, parameters checked before anything is done. See docs/agent-protocol.md."""
+
+from __future__ import annotations
+
+import base64
+import os
+
+from hako.agent import cgroups, system
+from hako.agent.channel import Channel
+from hako.agent.containers import Container, Containers
+from hako.agent.loop import Future, Loop
+from hako.version import __version__
+from hako.wire import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Params = dict[str, Any]
+
+_ID_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_ID_REST = _ID_FIRST | frozenset("_.-")
+
+
+def _bad(text: str) -> calls.CallError:
+    return calls.CallError(calls.INVALID_ARGUMENT, text)
+
+
+def _name(params: Params, key: str) -> str:
+    value = params.get(key)
+    if isinstance(value, str) and 0 < len(value) <= 128 and value[0] in _ID_FIRST and _ID_REST.issuperset(value):
+        return value
+    raise _bad(f"{key}: not a name")
+
+
+def _optional_name(params: Params, key: str) -> str:
+    return _name(params, key) if params.get(key) else ""
+
+
+def _integer(params: Params, key: str, low: int, high: int) -> int:
+    value = params.get(key)
+    if type(value) is int and low <= value <= high:
+        return value
+    raise _bad(f"{key}: not a number from {low} to {high}")
+
+
+def _object(params: Params, key: str) -> dict[str, Any]:
+    value = params.get(key)
+    if isinstance(value, dict):
+        return value
+    raise _bad(f"{key}: not an object")
+
+
+def _flag(params: Params, key: str) -> bool:
+    value = params.get(key, False)
+    if isinstance(value, bool):
+        return value
+    raise _bad(f"{key}: not true or false")
+
+
+class Service:
+    """Answers the host's calls."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._containers: Containers | None = None
+        self.ended = Future()
+
+    def attach(self, channel: Channel) -> None:
+        """Use ``channel`` for the streams of processes."""
+        self._containers = Containers(self._loop, channel)
+
+    async def handle(self, method: str, params: Params) -> Params:
+        """Answer one call. Raises CallError."""
+        handler = _METHODS.get(method)
+        if handler is None:
+            raise calls.CallError(calls.UNIMPLEMENTED, f"the agent has no method {method[:64]}")
+        try:
+            return await handler(self, params)
+        except ProcessLookupError as error:
+            raise calls.CallError(calls.NOT_FOUND, "the process has ended already") from error
+        except OSError as error:
+            raise calls.CallError(calls.INTERNAL, f"{method}: {error.strerror}: {error.filename}") from error
+
+    @property
+    def _store(self) -> Containers:
+        assert self._containers is not None
+        return self._containers
+
+    def _container(self, params: Params) -> Container:
+        return self._store.get(_name(params, "container"))
+
+    async def hello(self, params: Params) -> Params:
+        version = _integer(params, "version", 0, 1 << 31)
+        if version != calls.PROTOCOL_VERSION:
+            message = f"the agent speaks protocol {calls.PROTOCOL_VERSION}, not {version}"
+            raise calls.CallError(calls.FAILED_PRECONDITION, message)
+        uname = os.uname()
+        return {"version": version, "agent": __version__, "kernel": uname.release, "uptime_ns": system.uptime_ns()}
+
+    async def configure(self, params: Params) -> Params:
+        if "time_ns" in params:
+            system.set_clock(_integer(params, "time_ns", 1, 1 << 62))
+        if "hostname" in params:
+            system.set_hostname(_name(params, "hostname"))
+        if "entropy" in params:
+            text = params["entropy"]
+            if not isinstance(text, str) or len(text) > 4096:
+                raise _bad("entropy: not base64 text of at most 4096 characters")
+            try:
+                system.add_entropy(base64.b64decode(text, validate=True))
+            except ValueError as error:
+                raise _bad("entropy: not base64 text") from error
+        return {}
+
+    async def mount_share(self, params: Params) -> Params:
+        driver = params.get("driver")
+        if driver not in ("9p", "virtiofs"):
+            raise _bad("driver: not 9p or virtiofs")
+        options = params.get("options", "")
+        if not isinstance(options, str) or len(options) > 1024:
+            raise _bad("options: not a short text")
+        path = system.mount_share(str(driver), _name(params, "tag"), _name(params, "name"), options)
+        return {"path": path}
+
+    async def load_modules(self, params: Params) -> Params:
+        system.load_on_demand(_name(params, "name"))
+        return {}
+
+    async def create(self, params: Params) -> Params:
+        container = await self._store.create(
+            _name(params, "container"),
+            _object(params, "spec"),
+            _object(params, "stdio"),
+            start=_flag(params, "start"),
+        )
+        if "width" in params:
+            self._resize(container, "", params)
+        return {"pid": container.init.pid}
+
+    async def start(self, params: Params) -> Params:
+        container = self._container(params)
+        await self._store.start(container)
+        return {"pid": container.init.pid}
+
+    async def exec(self, params: Params) -> Params:
+        container = self._container(params)
+        exec_id = _name(params, "exec")
+        added = await self._store.exec(container, exec_id, _object(params, "process"), _object(params, "stdio"))
+        if "width" in params:
+            self._resize(container, exec_id, params)
+        return {"pid": added.pid}
+
+    async def wait(self, params: Params) -> Params:
+        process = self._container(params).process(_optional_name(params, "exec"))
+        await process.exited
+        return {"exit_status": process.status, "exited_at": process.exited_at, "oom": process.oom}
+
+    async def kill(self, params: Params) -> Params:
+        container = self._container(params)
+        number = _integer(params, "signal", 0, 64)
+        exec_id = _optional_name(params, "exec")
+        self._store.kill(container, exec_id, number, everyone=_flag(params, "all"))
+        return {}
+
+    async def delete(self, params: Params) -> Params:
+        container = self._container(params)
+        exec_id = _optional_name(params, "exec")
+        if exec_id:
+            self._store.delete_exec(container, exec_id)
+        else:
+            await self._store.delete(container, force=_flag(params, "force"))
+        return {}
+
+    async def pause(self, params: Params) -> Params:
+        self._store.freeze(self._container(params), frozen=True)
+        return {}
+
+    async def resume(self, params: Params) -> Params:
+        self._store.freeze(self._container(params), frozen=False)
+        return {}
+
+    async def update(self, params: Params) -> Params:
+        await self._store.update(self._container(params), _object(params, "resources"))
+        return {}
+
+    async def stats(self, params: Params) -> Params:
+        return cgroups.stats(self._container(params).id)
+
+    async def ps(self, params: Params) -> Params:
+        return {"processes": cgroups.processes(self._container(params).id)}
+
+    async def state(self, params: Params) -> Params:
+        container = self._container(params)
+        return {"status": container.status, "pid": container.init.pid}
+
+    async def resize(self, params: Params) -> Params:
+        self._resize(self._container(params), _optional_name(params, "exec"), params)
+        return {}
+
+    def _resize(self, container: Container, exec_id: str, params: Params) -> None:
+        width, height = _integer(params, "width", 0, 0xFFFF), _integer(params, "height", 0, 0xFFFF)
+        container.process(exec_id).stdio.resize(width, height)
+
+    async def info(self, _params: Params) -> Params:
+        return {"containers": self._store.ids(), "memory": system.memory(), "uptime_ns": system.uptime_ns()}
+
+    async def shutdown(self, _params: Params) -> Params:
+        await self._store.kill_all()
+        system.unmount_shares()
+        return {}
+
+
+_METHODS = {
+    "Hello": Service.hello,
+    "Configure": Service.configure,
+    "MountShare": Service.mount_share,
+    "LoadModules": Service.load_modules,
+    "Create": Service.create,
+    "Start": Service.start,
+    "Exec": Service.exec,
+    "Wait": Service.wait,
+    "Kill": Service.kill,
+    "Delete": Service.delete,
+    "Pause": Service.pause,
+    "Resume": Service.resume,
+    "Update": Service.update,
+    "Stats": Service.stats,
+    "Ps": Service.ps,
+    "State": Service.state,
+    "Resize": Service.resize,
+    "Info": Service.info,
+    "Shutdown": Service.shutdown,
+}

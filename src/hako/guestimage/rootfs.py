@@ -1,0 +1,206 @@
+"""The guest's root file system: Python with the modules that the agent imports, crun, libraries, the agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from hako.arch import current
+from hako.errors import ImageError
+from hako.guestimage.agentcode import ENTRY, AgentCode
+from hako.guestimage.cpio import Tree
+from hako.guestimage.interpreter import Discovery, GuestPython, Source
+from hako.guestimage.kerneltree import KernelTree
+from hako.guestimage.packages import Apt, Package
+from hako.guestimage.userland import Userland
+
+CRUN = "usr/bin/crun"
+AGENT_DIR = "usr/lib/hako/python"
+MODULES_DIR = "usr/lib/modules/hako"
+MODULES_LIST = "usr/lib/hako/modules.json"
+
+#: Needed to start the interpreter itself, whether or not the agent imports them. os is how it finds its library.
+_BASE_MODULES = ("os", "encodings.aliases", "encodings.ascii", "encodings.latin_1", "encodings.utf_8")
+_ZSTD_PACKAGE, _ZSTD = "libzstd1", "libzstd.so.1"
+_PYTHON_PACKAGE = re.compile(r"(python3\.[0-9]+)-minimal")
+_DIRECTORIES = {
+    "dev": 0o755,
+    "etc": 0o755,
+    "mnt": 0o755,
+    "newroot": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "usr/sbin": 0o755,
+    "var": 0o755,
+}
+_LINKS = {name: f"usr/{name}" for name in ("bin", "sbin", "lib", "lib64")} | {"var/run": "/run"}
+_ETC = {
+    "etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+
+
+class Rootfs(NamedTuple):
+    """A finished root file system."""
+
+    initrd: bytes
+    unpacked_size: int
+    root: str  #: the unpacked packages it is from
+    packages: list[Package]
+    asked: list[Package]  #: packages that only named others
+    python_version: str
+    python_modules: list[str]
+
+
+def build_rootfs(
+    scratch: str, apt: Apt, code: AgentCode, kernel: KernelTree, progress: Callable[[str], None]
+) -> Rootfs:
+    """Build the initrd in the empty directory ``scratch``. Raises ImageError when a part is missing."""
+    userland = Userland(os.path.join(scratch, "root"), apt, progress)
+    meta = apt.get("python3-minimal")
+    python = _python_name(meta)
+    names = [f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib", "crun", _ZSTD_PACKAGE]
+    userland.add([apt.get(name) for name in names])
+    program = f"usr/bin/{python}"
+    libraries = userland.libraries([program, CRUN])
+    interpreter = GuestPython(userland.root, program)
+    progress("finding the Python modules that the agent needs")
+    found = _discover(userland, interpreter, code, f"usr/lib/{python}")
+    extensions = [path for path in _relative(found, userland.root).values() if path.endswith(".so")]
+    libraries |= userland.libraries(extensions)
+    progress("compiling the agent")
+    out = os.path.join(scratch, "python")
+    bytecode = _compile(userland, interpreter, found, code, out)
+    _add_extensions_for_check(userland, extensions, out)
+    interpreter.check(out, AGENT_DIR, sorted(code.modules))
+
+    tree = _skeleton(program)
+    loader = os.path.basename(current().loader)
+    loader_path = libraries.pop(loader, None) or userland.find_library(loader, program)
+    tree.add_file(f"usr{current().loader}", userland.read(loader_path), executable=True)
+    for path in sorted({program, CRUN, *extensions, *libraries.values()}):
+        tree.add_file(path, userland.read(path), executable=True)
+    for path in bytecode:
+        with open(os.path.join(out, path), "rb") as file:
+            tree.add_file(path, file.read())
+    _add_modules(tree, kernel)
+    progress("compressing")
+    packed = interpreter.zstd(tree.to_cpio(), userland.find_library(_ZSTD, CRUN))
+    return Rootfs(
+        initrd=packed,
+        unpacked_size=tree.size(),
+        root=userland.root,
+        packages=list(userland.packages.values()),
+        asked=[meta],
+        python_version=found.version,
+        python_modules=sorted(found.modules),
+    )
+
+
+def modules_list(kernel: KernelTree) -> dict[str, object]:
+    """What the agent reads: paths of the modules to load at boot in order, and the chain of each other one."""
+
+    def paths(names: Sequence[str]) -> list[str]:
+        return [f"/{MODULES_DIR}/{name}.ko" for name in names]
+
+    plan = kernel.plan
+    chains: Mapping[str, Sequence[str]] = {**dict.fromkeys(plan.builtin, ()), **plan.demand}
+    return {"boot": paths(plan.boot), "demand": {name: paths(chain) for name, chain in chains.items()}}
+
+
+def _python_name(meta: Package) -> str:
+    """The current interpreter's name, such as python3.11, out of the package python3-minimal."""
+    for name in meta.depends:
+        match = _PYTHON_PACKAGE.fullmatch(name)
+        if match:
+            return match[1]
+    raise ImageError(f"The package {meta.name} {meta.version} does not name a version of Python.")
+
+
+def _discover(userland: Userland, interpreter: GuestPython, code: AgentCode, library: str) -> Discovery:
+    """Import what the agent imports, bringing in the libraries of extension modules as they are missed."""
+    asking = next((p for p in _paths_below(userland, f"{library}/lib-dynload")), None)
+    wanted = [*_BASE_MODULES, *code.imports]
+    missed: set[str] = set()
+    while True:
+        found = interpreter.discover(wanted)
+        if found.missing is None:
+            return found
+        if asking is None or found.missing in missed:
+            raise ImageError(f"The guest's Python does not find the library {found.missing}.")
+        missed.add(found.missing)
+        userland.find_library(found.missing, asking)
+
+
+def _paths_below(userland: Userland, directory: str) -> list[str]:
+    names = os.listdir(os.path.join(userland.root, directory))
+    paths = sorted(f"{directory}/{name}" for name in names)
+    # Those of the larger library package, whose dependencies name all the libraries that extensions use.
+    return [path for path in paths if userland.owner(path).endswith("-stdlib")]
+
+
+def _relative(found: Discovery, root: str) -> dict[str, str]:
+    """The files of the discovered modules, relative to ``root``."""
+    paths = {}
+    for name, path in found.modules.items():
+        if path is not None:
+            if not path.startswith(f"{root}/"):
+                raise ImageError(f"The guest's Python took its module {name} from {path} on the host.")
+            paths[name] = os.path.relpath(path, root)
+    return paths
+
+
+def _compile(
+    userland: Userland, interpreter: GuestPython, found: Discovery, code: AgentCode, out: str
+) -> list[str]:
+    """Compile Python's modules and the agent's to ``out``; return the paths of the bytecode."""
+    sources: list[Source] = []
+    library = _relative(found, userland.root)
+    os_path = next(path for name, path in library.items() if name == "encodings").replace("encodings/__init__", "os")
+    for path in sorted({os_path, *(path for path in library.values() if path.endswith(".py"))}):
+        sources.append(Source(f"{userland.root}/{path}", f"{out}/{path}c", f"/{path}", 2))
+    for name, file in sorted(code.modules.items()):
+        path = f"{AGENT_DIR}/{name.replace('.', '/')}"
+        path += "/__init__.py" if os.path.basename(file) == "__init__.py" else ".py"
+        sources.append(Source(file, f"{out}/{path}c", f"/{path}", 0))
+    interpreter.compile(sources)
+    return [os.path.relpath(source.output, out) for source in sources]
+
+
+def _add_extensions_for_check(userland: Userland, extensions: Sequence[str], out: str) -> None:
+    for path in extensions:
+        target = os.path.join(out, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.symlink(os.path.join(userland.root, path), target)
+
+
+def _skeleton(program: str) -> Tree:
+    """Directories, links, the first device nodes, /etc, and /init."""
+    tree = Tree()
+    for path, mode in _DIRECTORIES.items():
+        tree.add_directory(path, mode)
+    for path, target in _LINKS.items():
+        tree.add_link(path, target)
+    for path, text in _ETC.items():
+        tree.add_file(path, text.encode())
+    # The kernel opens the console before anything is mounted, and the agent starts with it as its stderr.
+    tree.add_character_device("dev/console", 5, 1, 0o600)
+    tree.add_character_device("dev/null", 1, 3, 0o666)
+    # Appended: Python's own modules are found first, without a look into the agent's directory for each.
+    start = f"#!/{program} -IS\nimport sys\nsys.path.append('/{AGENT_DIR}')\nfrom {ENTRY} import main\nmain()\n"
+    tree.add_file("init", start.encode(), executable=True)
+    return tree
+
+
+def _add_modules(tree: Tree, kernel: KernelTree) -> None:
+    for name in kernel.plan.names():
+        tree.add_file(f"{MODULES_DIR}/{name}.ko", kernel.modules[name])
+    text = json.dumps(modules_list(kernel), separators=(",", ":"))
+    tree.add_file(MODULES_LIST, text.encode())

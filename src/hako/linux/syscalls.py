@@ -1,0 +1,140 @@
+"""One thin wrapper per system call that the standard library lacks. Shared by host and guest.
+
+Constants are the kernel's (include/uapi/linux). Every wrapper raises OSError with the path it worked on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+
+MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000
+
+RB_AUTOBOOT = 0x01234567
+RB_POWER_OFF = 0x4321FEDC
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+
+AT_FDCWD = -100
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+
+_NR_FINIT_MODULE = 313
+_NR_OPENAT2 = 437
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.reboot.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _error(path: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), path)
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    args = (os.fsencode(source), os.fsencode(target), fstype.encode() or None, flags, os.fsencode(data) or None)
+    if _libc.mount(*args) != 0:
+        raise _error(target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        raise _error(target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _libc.unshare(flags) != 0:
+        raise _error("unshare")
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """setns(2)."""
+    if _libc.setns(fd, kind) != 0:
+        raise _error("setns")
+
+
+def reboot(how: int) -> None:
+    """reboot(2); does not sync first."""
+    if _libc.reboot(ctypes.c_int(how & 0xFFFFFFFF).value) != 0:
+        raise _error("reboot")
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise _error("prctl")
+
+
+def set_process_name(name: str) -> None:
+    """Name the calling thread, at most 15 bytes, as ps and top show it."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    if _libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0) != 0:
+        raise _error("prctl")
+
+
+def finit_module(path: str, parameters: str = "") -> None:
+    """Load the kernel module in ``path``. One that is loaded already is fine."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = ctypes.c_long(_NR_FINIT_MODULE)
+        if _libc.syscall(number, ctypes.c_int(fd), ctypes.c_char_p(parameters.encode()), ctypes.c_int(0)) != 0:
+            error = _error(path)
+            if not isinstance(error, FileExistsError):
+                raise error
+    finally:
+        os.close(fd)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_in_root(root: str, path: str, flags: int = os.O_RDONLY | os.O_CLOEXEC, mode: int = 0) -> int:
+    """Open ``path`` as a process chrooted to ``root`` would: symbolic links and ``..`` never leave it.
+
+    Uses openat2(2) with RESOLVE_IN_ROOT, so it also holds against a concurrent change of the tree.
+    Returns the fd.
+    """
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return openat2(root_fd, path, flags, mode)
+    finally:
+        os.close(root_fd)
+
+
+def openat2(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
+    """openat2(2) with RESOLVE_IN_ROOT and no magic links, below the directory ``root_fd``. Returns the fd."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    number = ctypes.c_long(_NR_OPENAT2)
+    name = ctypes.c_char_p(os.fsencode(path) or b".")
+    fd = _libc.syscall(
+        number, ctypes.c_int(root_fd), name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+    )
+    if fd < 0:
+        raise _error(path)
+    return int(fd)

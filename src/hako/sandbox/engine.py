@@ -1,0 +1,435 @@
+"""The sandbox process's heart: owns the VM, its containers and shares, and answers the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+from hako import ids
+from hako.config.settings import Config
+from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError, StateError
+from hako.hypervisor.base import Hypervisor
+from hako.oci import check as oci_check
+from hako.sandbox import records, translate
+from hako.sandbox.container import Container, Process
+from hako.sandbox.control import Connection, ControlServer
+from hako.sandbox.logs import LogWriter
+from hako.sandbox.process_io import ProcessIO
+from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.vm import Trace, Vm, boot, prepare
+from hako.storage.ninep import NinePShare
+from hako.storage.tree import SharedTree
+
+log = logging.getLogger(__name__)
+
+_STOP_TIMEOUT = 10.0
+_FD_NAMES = ("stdin", "stdout", "stderr")
+
+
+class Engine:
+    """One sandbox. ``run`` is its whole life."""
+
+    def __init__(self, spec: SandboxSpec, config: Config, trace: Trace) -> None:
+        self.spec = spec
+        self.config = config
+        self.trace = trace
+        self.state = records.new_state(spec)
+        self.run_dir = records.run_dir(spec.id)
+        self.data_dir = records.data_dir(spec.id)
+        self.tree = SharedTree(os.path.join(self.run_dir, "shared"))
+        self.containers: dict[str, Container] = {}
+        self._hypervisor: Hypervisor | None = None
+        self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
+        self._stopping = asyncio.Event()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._creating: set[str] = set()
+        self._shares: list[dict[str, Any]] = []
+
+    # --- life ---
+
+    async def run(self, owner: socket.socket | None) -> None:
+        """Serve until the sandbox is stopped, its owner is gone or its VM has died; then give everything back."""
+        server = ControlServer(os.path.join(self.run_dir, "control.sock"), self.handle)
+        connection = server.adopt(owner) if owner is not None else None
+        tasks = [asyncio.create_task(self._boot()), asyncio.create_task(self._stopping.wait())]
+        if connection is not None and self.spec.owned:
+            tasks.append(asyncio.create_task(self._watch_owner(connection)))
+        try:
+            await self._stopping.wait()
+            await self._shut_down()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._give_back()
+            # Answers that are still on their way to clients get their turn before the socket goes.
+            await asyncio.sleep(0)
+            records.finish(self.state)
+            server.close()
+
+    async def _boot(self) -> None:
+        try:
+            share = NinePShare(self.config.share.msize)
+            device = share.device(self.tree.path)
+            # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
+            hypervisor, info = await asyncio.to_thread(prepare, self.spec, self.config, device, self.run_dir)
+            self._hypervisor = hypervisor
+            self.trace.mark("VM described")
+            timeout = self.config.sandbox.start_timeout
+            vm = await boot(hypervisor, self.spec, share, timeout, self.trace)
+            vm.agent.on_lost = self._on_lost
+            self.state["vm_pid"] = hypervisor.pid or 0
+            self.state["info"] = {**info, **vm.info}
+            self.state["status"] = "running"
+            self._save()
+            self._ready.set_result(vm)
+        except HakoError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("The sandbox could not be started")
+            self._fail(HypervisorError(f"The sandbox could not be started: {type(error).__name__}: {error}."))
+
+    def _fail(self, error: HakoError) -> None:
+        self.state["error"] = str(error)
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # nobody may be asking
+        # Those who wait for the VM learn the reason before the socket closes.
+        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+
+    def _on_lost(self, error: HakoError) -> None:
+        """The VM or its agent is gone without having been asked to go."""
+        log.error("%s", error)
+        self.state["error"] = str(error)
+        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+
+    async def _watch_owner(self, connection: Connection) -> None:
+        await connection.closed.wait()
+        if not self._stopping.is_set():
+            log.info("Whoever started the sandbox is gone")
+            self._stopping.set()
+
+    async def _shut_down(self) -> None:
+        """End the containers and have the guest write everything out."""
+        if not self._ready.done() or self._ready.exception() is not None:
+            return
+        vm = self._ready.result()
+        vm.agent.on_lost = None
+        with contextlib.suppress(HakoError):
+            await vm.agent.call("Shutdown", {}, _STOP_TIMEOUT)
+        if self._watchers:
+            await asyncio.wait(self._watchers, timeout=_STOP_TIMEOUT)
+
+    async def _give_back(self) -> None:
+        if self._ready.done() and self._ready.exception() is None:
+            self._ready.result().agent.close()
+        for task in self._watchers:
+            task.cancel()
+        for container in self.containers.values():
+            await container.close()
+        if self._hypervisor is not None:
+            await self._hypervisor.kill()
+        self.tree.close()
+
+    def _save(self) -> None:
+        try:
+            records.write(self.state)
+        except HakoError as error:
+            log.error("%s", error)
+
+    # --- calls ---
+
+    async def handle(self, connection: Connection, method: str, params: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Answer one call of the control socket. Owns ``fds``."""
+        handler = _METHODS.get(method)
+        left = _Fds(fds)
+        try:
+            if handler is None:
+                raise ConfigError(f"A sandbox has no method {method[:64]}.")
+            return await handler(self, params, left, connection)
+        finally:
+            left.close()
+
+    async def _vm(self) -> Vm:
+        if self._stopping.is_set():
+            raise HypervisorError(self.state["error"] or f"Sandbox {self.spec.id} is being stopped.")
+        return await asyncio.shield(self._ready)
+
+    def _container(self, params: dict[str, Any]) -> Container:
+        container = self.containers.get(_text(params, "container"))
+        if container is None:
+            raise NotFoundError(f"Container {params['container']} does not exist in sandbox {self.spec.id}.")
+        return container
+
+    async def ready(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        await self._vm()
+        return {"info": self.state["info"], "trace": self.trace.phases}
+
+    async def get_state(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        return {"state": self.state}
+
+    async def create(self, params: dict[str, Any], fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        container_id = ids.check(params.get("container"), "Container id")
+        spec = params.get("spec")
+        oci_check.check(spec)
+        assert isinstance(spec, dict)
+        if container_id in self.containers or container_id in self._creating:
+            raise ExistsError(f"container with id {container_id} already exists")
+        self._creating.add(container_id)
+        try:
+            return await self._create(container_id, spec, params, fds)
+        finally:
+            self._creating.discard(container_id)
+
+    async def _create(
+        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], fds: _Fds
+    ) -> dict[str, Any]:
+        terminal = bool(spec["process"].get("terminal", False))
+        start = params.get("start") is True
+        layer = os.path.join(self.data_dir, "containers", container_id)
+        writer: LogWriter | None = None
+        try:
+            os.makedirs(layer, exist_ok=True)
+            lower = params.get("lower")
+            if isinstance(lower, str):
+                self.tree.add_overlay(container_id, lower, layer)
+            else:
+                self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
+            mounts = [*spec.get("mounts", []), *self._shares]
+            guest_spec = translate.to_guest({**spec, "mounts": mounts}, container_id, self.tree)
+            self.trace.mark("root file system ready")
+            vm = await self._vm()
+            if params.get("log") is not False:
+                writer = LogWriter(os.path.join(layer, "log"), self.config.log.max_size)
+            container = Container(vm.agent, container_id, writer)
+            io = ProcessIO(vm.agent, terminal=terminal, log=writer, keep_stdin=params.get("keep_stdin") is True)
+            call = {"container": container_id, "spec": guest_spec, "start": start, **_size(params)}
+            process, pid = await container.run("Create", call, "", io, fds.take(params))
+        except BaseException as error:
+            if writer is not None:
+                writer.close()
+            with contextlib.suppress(OSError):
+                self.tree.remove(container_id)
+            raise (HypervisorError(f"Cannot make {layer}: {error.strerror}.") if isinstance(error, OSError) else error)
+        self.trace.mark("container started" if start else "container created")
+        container.main = params.get("main") is True
+        container.record = _new_record(params, spec, terminal=terminal, started=start)
+        self.containers[container_id] = container
+        self.state["containers"][container_id] = container.record
+        self._save()
+        self._watch(container, process)
+        return {"pid": pid, "trace": self.trace.phases}
+
+    def _watch(self, container: Container, process: Process) -> None:
+        async def watch() -> None:
+            end = await process.watch()
+            if process.exec_id:
+                return
+            container.record.update(status="stopped", **end)
+            self._save()
+            if container.main:
+                self._stopping.set()
+
+        task = asyncio.create_task(watch())
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    async def share(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        """Give every container made from now on a directory of the host."""
+        options = ["rbind", "ro" if params.get("readonly") is True else "rw"]
+        source, destination = _text(params, "source"), _text(params, "destination")
+        if not os.path.isdir(source) or not destination.startswith("/"):
+            raise ConfigError(f"Cannot share {source} as {destination}: name a directory and an absolute path.")
+        mount = {"type": "bind", "source": source, "destination": destination, "options": options}
+        self._shares.append(mount)
+        return {}
+
+    async def start(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        container = self._container(params)
+        await container.call("Start")
+        if container.record["status"] == "created":
+            container.record.update(status="running", started_ns=time.time_ns())
+        self._save()
+        return {}
+
+    async def exec(self, params: dict[str, Any], fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        container = self._container(params)
+        vm = await self._vm()
+        exec_id = ids.check(params.get("exec"), "Process id")
+        process_spec = oci_check.check_process(params.get("process"))
+        io = ProcessIO(vm.agent, terminal=bool(process_spec.get("terminal", False)), log=None, keep_stdin=False)
+        call = {"container": container.id, "exec": exec_id, "process": process_spec, **_size(params)}
+        process, pid = await container.run("Exec", call, exec_id, io, fds.take(params))
+        self._watch(container, process)
+        return {"pid": pid}
+
+    async def wait(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        container = self._container(params)
+        exec_id = str(params.get("exec") or "")
+        end = await asyncio.shield(container.process(exec_id).exited)
+        if exec_id and container.processes.pop(exec_id, None) is not None:
+            with contextlib.suppress(HakoError):
+                await container.call("Delete", {"exec": exec_id})
+        return end
+
+    async def kill(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        process = self._container(params).process(str(params.get("exec") or ""))
+        if process.exited.done():
+            raise StateError(f"cannot kill container {params['container']} in the stopped state")
+        await process.kill(_number(params, "signal", 0, 64), everyone=params.get("all") is True)
+        return {}
+
+    async def resize(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        process = self._container(params).process(str(params.get("exec") or ""))
+        await process.resize(_number(params, "width", 0, 0xFFFF), _number(params, "height", 0, 0xFFFF))
+        return {}
+
+    async def attach(self, params: dict[str, Any], fds: _Fds, connection: Connection) -> dict[str, Any]:
+        """Join the caller's descriptors to a running process until it ends or the caller goes."""
+        process = self._container(params).process(str(params.get("exec") or ""))
+        if process.exited.done():
+            raise StateError(f"Container {params['container']} is not running.")
+        reader = process.io.attach(fds.take(params))
+        gone: asyncio.Future[Any] = asyncio.ensure_future(connection.closed.wait())
+        try:
+            await asyncio.wait([gone, asyncio.shield(process.exited)], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if reader is not None:
+                reader.cancel()
+        return process.exited.result() if process.exited.done() else {}
+
+    async def pause(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        return await self._freeze(params, "Pause", "paused")
+
+    async def resume(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        return await self._freeze(params, "Resume", "running")
+
+    async def _freeze(self, params: dict[str, Any], method: str, status: str) -> dict[str, Any]:
+        container = self._container(params)
+        await container.call(method)
+        container.record["status"] = status
+        self._save()
+        return {}
+
+    async def update(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        resources = params.get("resources")
+        if not isinstance(resources, dict):
+            raise ConfigError("$.resources: not an object.")
+        await self._container(params).call("Update", {"resources": resources})
+        return {}
+
+    async def stats(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        return await self._container(params).call("Stats")
+
+    async def ps(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        return await self._container(params).call("Ps")
+
+    async def delete(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        container = self._container(params)
+        await container.call("Delete", {"force": params.get("force") is True})
+        await asyncio.wait([asyncio.shield(container.process("").exited)], timeout=_STOP_TIMEOUT)
+        await container.close()
+        del self.containers[container.id]
+        self.state["containers"].pop(container.id, None)
+        await asyncio.to_thread(self._remove_files, container.id)
+        self._save()
+        return {}
+
+    def _remove_files(self, container_id: str) -> None:
+        from hako import store
+
+        self.tree.remove(container_id)
+        store.remove_tree(os.path.join(self.data_dir, "containers", container_id))
+
+    def stop_soon(self) -> None:
+        """End the sandbox; for signal handlers."""
+        self._stopping.set()
+
+    async def stop(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+        self._stopping.set()
+        return {}
+
+
+class _Fds:
+    """Descriptors that came with a call; closed unless taken."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds = fds
+
+    def take(self, params: dict[str, Any]) -> dict[str, int]:
+        """The descriptors by name, in the order of ``params["stdio"]``; whoever takes them owns them."""
+        names = params.get("stdio", [])
+        if not isinstance(names, list) or len(names) != len(self._fds) or not set(names) <= set(_FD_NAMES):
+            raise ConfigError("$.stdio: not the names of the descriptors that came along.")
+        taken, self._fds = self._fds, []
+        return dict(zip(names, taken, strict=True))
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+
+def _text(params: dict[str, Any], key: str) -> str:
+    value = params.get(key)
+    if isinstance(value, str):
+        return value
+    raise ConfigError(f"$.{key}: not a text.")
+
+
+def _number(params: dict[str, Any], key: str, low: int, high: int) -> int:
+    value = params.get(key)
+    if type(value) is int and low <= value <= high:
+        return value
+    raise ConfigError(f"$.{key}: not a number from {low} to {high}.")
+
+
+def _size(params: dict[str, Any]) -> dict[str, int]:
+    """Terminal size, when the caller gave one."""
+    return {key: _number(params, key, 0, 0xFFFF) for key in ("width", "height")} if "width" in params else {}
+
+
+def _new_record(params: dict[str, Any], spec: dict[str, Any], *, terminal: bool, started: bool) -> dict[str, Any]:
+    now = time.time_ns()
+    return {
+        "status": "running" if started else "created",
+        "created_ns": now,
+        "started_ns": now if started else 0,
+        "image": str(params.get("image") or ""),
+        "command": [str(arg) for arg in spec["process"].get("args", [])],
+        "process": {key: value for key, value in spec["process"].items() if key != "args"},
+        "mounts": spec.get("mounts", []),
+        "terminal": terminal,
+        "lower": str(params.get("lower") or spec["root"]["path"]),
+        "exit_status": 0,
+        "exited_ns": 0,
+        "oom": False,
+        "error": "",
+    }
+
+
+_METHODS = {
+    "Ready": Engine.ready,
+    "State": Engine.get_state,
+    "Create": Engine.create,
+    "Share": Engine.share,
+    "Start": Engine.start,
+    "Exec": Engine.exec,
+    "Wait": Engine.wait,
+    "Kill": Engine.kill,
+    "Resize": Engine.resize,
+    "Attach": Engine.attach,
+    "Pause": Engine.pause,
+    "Resume": Engine.resume,
+    "Update": Engine.update,
+    "Stats": Engine.stats,
+    "Ps": Engine.ps,
+    "Delete": Engine.delete,
+    "Stop": Engine.stop,
+}

@@ -1,0 +1,210 @@
+"""Sandboxes on disk: who is alive, what they were, and cleaning up after one whose process died.
+
+A live sandbox is a directory below /run/hako/sandboxes whose ``lock`` its process holds; ``state.json`` in it
+says what it is. What outlives the VM (layers, logs, record.json with the last state) is in a directory of the
+same name below /var/lib/hako/sandboxes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Any
+
+from hako import ids, paths, store
+from hako.errors import ConfigError, ExistsError, NotFoundError
+from hako.sandbox.spec import STATE_VERSION, SandboxSpec
+
+DIED = 137
+
+
+def run_dir(sandbox_id: str) -> str:
+    """Where a live sandbox keeps its lock, state, socket, console log and share."""
+    return os.path.join(paths.sandboxes_dir(), sandbox_id)
+
+
+def data_dir(sandbox_id: str) -> str:
+    """Where a sandbox keeps layers, logs and its last state."""
+    return os.path.join(paths.records_dir(), sandbox_id)
+
+
+def live_rootfs(sandbox_id: str, container_id: str) -> str:
+    """The root of a running container as the sandbox process sees it, usable from outside its mount namespace."""
+    pid = read(sandbox_id)["pid"]
+    return f"/proc/{pid}/root{os.path.join(run_dir(sandbox_id), 'shared', container_id, 'rootfs')}"
+
+
+def _state_file(sandbox_id: str) -> str:
+    return os.path.join(run_dir(sandbox_id), "state.json")
+
+
+def _record_file(sandbox_id: str) -> str:
+    return os.path.join(data_dir(sandbox_id), "record.json")
+
+
+def claim(spec: SandboxSpec) -> int:
+    """Make the directories of a new sandbox and take its lock; return the lock's fd.
+
+    Raises ExistsError when the id or name is taken.
+    """
+    store.ensure_dir(paths.sandboxes_dir(), 0o700)
+    store.ensure_dir(paths.records_dir(), 0o700)
+    with store.locked(os.path.join(paths.data_root(), "names.lock")):
+        for state in list_states():
+            taken = state["spec"]
+            if spec.id == taken["id"] or (spec.name and spec.name == taken["name"]):
+                what = f"name {spec.name}" if spec.name == taken["name"] else f"id {spec.id}"
+                raise ExistsError(f"The {what} is in use by sandbox {taken['id']}; remove it or choose another.")
+        os.mkdir(run_dir(spec.id), 0o700)
+        os.mkdir(data_dir(spec.id), 0o700)
+        lock = store.lock(os.path.join(run_dir(spec.id), "lock"))
+        assert lock is not None
+        write(new_state(spec))
+    return lock
+
+
+def new_state(spec: SandboxSpec) -> dict[str, Any]:
+    """The first state of a sandbox."""
+    return {
+        "version": STATE_VERSION,
+        "spec": spec.to_json(),
+        "status": "starting",
+        "created_ns": time.time_ns(),
+        "pid": os.getpid(),
+        "vm_pid": 0,
+        "error": "",
+        "info": {},
+        "containers": {},
+    }
+
+
+def write(state: dict[str, Any]) -> None:
+    """Save the state of a live sandbox."""
+    store.write_json(_state_file(state["spec"]["id"]), state)
+
+
+def _valid(state: dict[str, Any] | None) -> bool:
+    return state is not None and state.get("version") == STATE_VERSION and isinstance(state.get("spec"), dict)
+
+
+def is_alive(sandbox_id: str) -> bool:
+    """Whether a process holds the sandbox's lock."""
+    path = os.path.join(run_dir(sandbox_id), "lock")
+    if not os.path.exists(path):
+        return False
+    fd = store.lock(path, wait=False)
+    if fd is None:
+        return True
+    os.close(fd)
+    return False
+
+
+def read(sandbox_id: str) -> dict[str, Any]:
+    """The state of a sandbox, live or kept. Raises NotFoundError; cleans up after one that died."""
+    ids.check(sandbox_id, "Sandbox id")
+    if os.path.isdir(run_dir(sandbox_id)) and not is_alive(sandbox_id):
+        reap(sandbox_id)
+    for path in (_state_file(sandbox_id), _record_file(sandbox_id)):
+        state = store.read_json(path)
+        if _valid(state):
+            assert state is not None
+            return state
+    raise NotFoundError(f"There is no sandbox {sandbox_id}; `hako ps -a` lists those there are.")
+
+
+def list_states() -> list[dict[str, Any]]:
+    """The states of all sandboxes, live and kept, oldest first."""
+    names = set()
+    for directory in (paths.sandboxes_dir(), paths.records_dir()):
+        with contextlib.suppress(FileNotFoundError):
+            names |= set(os.listdir(directory))
+    states = []
+    for name in names:
+        with contextlib.suppress(NotFoundError, ConfigError):
+            states.append(read(name))
+    return sorted(states, key=lambda state: int(state["created_ns"]))
+
+
+def find(ref: str) -> dict[str, Any]:
+    """The sandbox with the name, id or unambiguous id prefix ``ref``. Raises NotFoundError, ConfigError."""
+    states = list_states()
+    for state in states:
+        if ref in (state["spec"]["id"], state["spec"]["name"]):
+            return state
+    matches = [state for state in states if ref and str(state["spec"]["id"]).startswith(ref)]
+    if len(matches) > 1:
+        raise ConfigError(f"{ref} could be any of {len(matches)} containers; write more of the id.")
+    if not matches:
+        raise NotFoundError(f"There is no container {ref}; `hako ps -a` lists those there are.")
+    return matches[0]
+
+
+def finish(state: dict[str, Any]) -> None:
+    """The sandbox's VM and process are gone, or about to be: keep what must be kept, remove the rest."""
+    sandbox_id = state["spec"]["id"]
+    state["status"] = "stopped"
+    state["pid"] = state["vm_pid"] = 0
+    if state["spec"]["retain"]:
+        with contextlib.suppress(FileNotFoundError):
+            store.write_json(_record_file(sandbox_id), state)
+    else:
+        store.remove_tree(data_dir(sandbox_id))
+    # The lock goes last: as long as it is there, others see that somebody is at work here.
+    directory = run_dir(sandbox_id)
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        if name != "lock":
+            path = os.path.join(directory, name)
+            store.remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+    store.remove_tree(directory)
+
+
+def reap(sandbox_id: str) -> bool:
+    """Clean up after a sandbox whose process died; False when it is alive or somebody else has done it."""
+    directory = run_dir(sandbox_id)
+    try:
+        lock = store.lock(os.path.join(directory, "lock"), wait=False)
+    except FileNotFoundError:
+        return False
+    if lock is None:
+        return False
+    try:
+        if not os.path.exists(os.path.join(directory, "lock")):
+            return False
+        state: dict[str, Any] | None = store.read_json(_state_file(sandbox_id))
+        if not _valid(state):
+            store.remove_tree(directory)
+            store.remove_tree(data_dir(sandbox_id))
+            return True
+        assert state is not None
+        _kill_leftover(state)
+        state["error"] = state["error"] or "the sandbox process was killed"
+        for container in state["containers"].values():
+            if container["status"] != "stopped":
+                container.update(status="stopped", exit_status=DIED, exited_ns=time.time_ns())
+        finish(state)
+        return True
+    finally:
+        os.close(lock)
+
+
+def _kill_leftover(state: dict[str, Any]) -> None:
+    """End a VM that outlived its sandbox process; it normally dies with it."""
+    pid = state.get("vm_pid")
+    if not isinstance(pid, int) or pid <= 1:
+        return
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                mine = state["spec"]["id"].encode() in file.read(1 << 16)
+            if mine:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+
+def remove(state: dict[str, Any]) -> None:
+    """Forget a stopped sandbox and everything it left."""
+    store.remove_tree(data_dir(state["spec"]["id"]))

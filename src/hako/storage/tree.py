@@ -1,0 +1,125 @@
+"""The directory of the host that a VM sees, made of mounts in the sandbox process's own mount namespace.
+
+    <shared>/<container>/rootfs      overlay or bind mount
+    <shared>/<container>/volumes/N   bind mount of a host directory or file
+
+The mounts belong to the namespace: when the sandbox process and QEMU are gone, however they ended, so are
+the mounts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from hako import store
+from hako.errors import ConfigError, HostError
+from hako.linux import syscalls
+
+#: The overlay's upper layer keeps its special attributes in user.*-like names only root sees; no index, so
+#: that one lower layer can serve many containers at once.
+_OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on"
+
+
+def private_mounts() -> None:
+    """Give the calling process a mount namespace of its own; mounts made on the host still appear in it."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("", "/", flags=syscalls.MS_SLAVE | syscalls.MS_REC)
+
+
+class SharedTree:
+    """Owns the directory ``path`` and the mounts in it. Use it after private_mounts()."""
+
+    def __init__(self, path: str) -> None:
+        self.path = store.ensure_dir(path, 0o700)
+        self._volumes: dict[str, int] = {}
+
+    def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
+        """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
+        for part in (lower, layer):
+            if any(char in part for char in ',:\\"'):
+                raise HostError(f"Cannot use {part!r} for a container's layers: its name contains , : \\ or \".")
+        for name in ("upper", "work"):
+            store.ensure_dir(os.path.join(layer, name), 0o755)
+        # The container sees the mode and owner of its root directory from the upper layer.
+        status = os.stat(lower)
+        os.chmod(os.path.join(layer, "upper"), stat.S_IMODE(status.st_mode))
+        os.chown(os.path.join(layer, "upper"), status.st_uid, status.st_gid)
+        options = f"lowerdir={lower},upperdir={layer}/upper,workdir={layer}/work,{_OVERLAY_OPTIONS}"
+        self._mount("overlay", self._make_point(container_id, "rootfs"), "overlay", 0, options)
+
+    def add_rootfs(self, container_id: str, path: str) -> None:
+        """Bind the directory ``path``, with what is mounted below it, as the container's root."""
+        if not os.path.isdir(path):
+            raise ConfigError(f"The root file system {path} is not a directory.")
+        self._mount(path, self._make_point(container_id, "rootfs"), "", syscalls.MS_BIND | syscalls.MS_REC)
+
+    def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
+        """Bind the host's file or directory ``source``; return its path below the share."""
+        try:
+            mode = os.stat(source).st_mode
+        except OSError as error:
+            raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            raise ConfigError(f"Cannot mount {source} into the container: it is neither a directory nor a file.")
+        number = self._volumes.get(container_id, 0)
+        self._volumes[container_id] = number + 1
+        relative = os.path.join("volumes", str(number))
+        target = self._make_point(container_id, relative, directory=stat.S_ISDIR(mode))
+        self._mount(source, target, "", syscalls.MS_BIND | syscalls.MS_REC)
+        if readonly:
+            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+            self._mount("", target, "", flags)
+        return os.path.join(container_id, relative)
+
+    def rootfs(self, container_id: str) -> str:
+        """Where the container's root is on the host, inside this mount namespace."""
+        return os.path.join(self.path, container_id, "rootfs")
+
+    def remove(self, container_id: str) -> None:
+        """Unmount and remove what ``container_id`` has. Never deletes anything below a mount."""
+        base = os.path.join(self.path, container_id)
+        volumes = os.path.join(base, "volumes")
+        points = [os.path.join(volumes, name) for name in _names(volumes)] + [os.path.join(base, "rootfs")]
+        for point in points:
+            if os.path.lexists(point):
+                _unmount(point)
+                os.rmdir(point) if os.path.isdir(point) else os.unlink(point)
+        for directory in (volumes, base):
+            if os.path.isdir(directory):
+                os.rmdir(directory)
+        self._volumes.pop(container_id, None)
+
+    def close(self) -> None:
+        """Remove everything."""
+        for name in _names(self.path):
+            self.remove(name)
+        os.rmdir(self.path)
+
+    def _make_point(self, container_id: str, relative: str, *, directory: bool = True) -> str:
+        path = os.path.join(self.path, container_id, relative)
+        store.ensure_dir(os.path.dirname(path), 0o755)
+        if directory:
+            store.ensure_dir(path, 0o755)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        return path
+
+    def _mount(self, source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+        try:
+            syscalls.mount(source, target, fstype, flags, data)
+        except OSError as error:
+            raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
+
+
+def _names(directory: str) -> list[str]:
+    return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+
+
+def _unmount(point: str) -> None:
+    """Take all mounts off ``point``: a bind of a tree may have several."""
+    while True:
+        try:
+            syscalls.umount(point, syscalls.MNT_DETACH)
+        except OSError:
+            return

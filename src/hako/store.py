@@ -1,0 +1,114 @@
+"""Files that are never half-written, and locks that vanish with their holder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from hako.errors import HostError
+
+
+def ensure_dir(path: str, mode: int = 0o755) -> str:
+    """Create ``path`` with its parents; return it. Raises HostError with the reason when that fails."""
+    try:
+        os.makedirs(path, mode=mode, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"Cannot create {path}: {error.strerror}.") from error
+    return path
+
+
+def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data`` in one step: readers see the old or the new content, never a part.
+
+    Raises HostError when the disk is full or the directory cannot be written.
+    """
+    temp = f"{path}.{os.getpid()}.tmp"
+    try:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.replace(temp, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+        raise HostError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def write_json(path: str, value: object) -> None:
+    """Write ``value`` as JSON, atomically."""
+    write_atomic(path, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+
+def read_json(path: str) -> dict[str, object] | None:
+    """The JSON object in ``path``, or None when the file is missing or is not a JSON object."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def lock(path: str, *, wait: bool = True, shared: bool = False) -> int | None:
+    """Take the lock file ``path`` (created if missing) and return its fd; closing the fd gives it back.
+
+    With ``wait`` False, None means that somebody else holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return None
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block."""
+    fd = lock(path)
+    assert fd is not None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def staging_dir(parent: str) -> Iterator[str]:
+    """A fresh directory under ``parent`` that is removed at the end unless it was renamed away."""
+    ensure_dir(parent)
+    path = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+def remove_tree(path: str) -> None:
+    """Remove ``path`` and everything in it; a missing one is fine. Never follows symbolic links."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        shutil.rmtree(path)
+
+
+def check_free_space(path: str, needed: int, what: str) -> None:
+    """Raise HostError unless the file system of ``path`` has ``needed`` bytes free for ``what``."""
+    stat = os.statvfs(path)
+    free = stat.f_bavail * stat.f_frsize
+    if free < needed:
+        raise HostError(
+            f"Not enough disk space for {what}: {path} has {free >> 20} MiB free, {needed >> 20} MiB are needed."
+        )
