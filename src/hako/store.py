@@ -59,12 +59,13 @@ def read_json(path: str) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def lock(path: str, *, wait: bool = True, shared: bool = False) -> int | None:
-    """Take the lock file ``path`` (created if missing) and return its fd; closing the fd gives it back.
+def lock(path: str, *, wait: bool = True, shared: bool = False, create: bool = True) -> int | None:
+    """Take the lock file ``path`` and return its fd; closing the fd gives it back.
 
-    With ``wait`` False, None means that somebody else holds it.
+    With ``wait`` False, None means that somebody else holds it. A missing file is created, or is a
+    FileNotFoundError if ``create`` is False.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(fd, how)
@@ -100,8 +101,15 @@ def staging_dir(parent: str) -> Iterator[str]:
 
 def remove_tree(path: str) -> None:
     """Remove ``path`` and everything in it; a missing one is fine. Never follows symbolic links."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
         shutil.rmtree(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RecursionError:
+        # Containers can nest directories deeper than Python can follow.
+        from hako import proc
+
+        proc.run(["rm", "-rf", "--one-file-system", "--", path])
 
 
 def check_free_space(path: str, needed: int, what: str) -> None:

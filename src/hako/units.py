@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from hako.errors import ConfigError
 
-_FACTORS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+# "", b, k, kb, kib, m, ...: all binary, as docker's are.
+_FACTORS = {"": 1, "b": 1} | {
+    prefix + rest: 1 << (10 * power) for power, prefix in enumerate("kmgt", 1) for rest in ("", "b", "ib")
+}
+_DIGITS = frozenset("0123456789.")
 
 
 def parse_size(text: str, what: str) -> int:
     """Bytes in ``text`` such as ``512m`` or ``1.5g`` (binary units, as docker's). Raises ConfigError."""
     body = text.strip().lower()
-    body = body.removesuffix("ib").removesuffix("b") if body[-1:] == "b" and len(body) > 1 else body
-    number, unit = (body[:-1], body[-1:]) if body[-1:] in _FACTORS and not body[-1:].isdigit() else (body, "")
+    number = body.rstrip("bikmgt ")
+    factor = _FACTORS.get(body[len(number) :].strip())
     try:
-        value = float(number)
-        size = int(value * _FACTORS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = -1
-    if size < 0:
-        raise ConfigError(f"{what} {text!r} is not a size: write a number with b, k, m or g, for example 512m.")
-    return size
+        if factor is not None and _DIGITS.issuperset(number):
+            return int(number) * factor if "." not in number else int(float(number) * factor)
+    except (ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{what} {text!r} is not a size: write a number with b, k, m or g, for example 512m.")
 
 
 def format_size(size: float) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 
+from hako.wire.calls import MAX_PROCESSES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 MOUNT = "/sys/fs/cgroup"
-#: More processes than this are not listed; an answer has a size limit.
-MAX_PROCESSES = 2048
+#: Of one command line, and of all in one list, no more than so many bytes: an answer has a size limit.
+_MAX_COMMAND = 4096
+_MAX_COMMANDS = 128 << 10
+_MAX_READ = 1 << 20
 
 
 def directory(container_id: str) -> str:
@@ -21,10 +25,18 @@ def directory(container_id: str) -> str:
 def read(path: str) -> str:
     """The text of one cgroup file, empty when it is not there."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(1 << 20)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    data = b""
+    try:
+        while len(data) < _MAX_READ and (more := os.read(fd, 64 << 10)):
+            data += more
+    except OSError:
+        pass  # the cgroup or process has just gone
+    finally:
+        os.close(fd)
+    return data.decode(errors="replace")
 
 
 def table(text: str) -> dict[str, int]:
@@ -47,6 +59,11 @@ def freeze(container_id: str, *, frozen: bool) -> None:
     """Freeze or thaw all processes of a container. Raises OSError."""
     with open(directory(container_id) + "/cgroup.freeze", "w", encoding="ascii") as file:
         file.write("1" if frozen else "0")
+
+
+def is_frozen(container_id: str) -> bool:
+    """Whether all processes of a container stand still; freezing takes them a moment."""
+    return table(read(directory(container_id) + "/cgroup.events")).get("frozen") == 1
 
 
 def kill(container_id: str) -> None:
@@ -101,6 +118,7 @@ def processes(container_id: str) -> list[dict[str, Any]]:
     """One entry per process: pid, ppid, uid, state, cpu ticks, memory (bytes) and command line."""
     page = os.sysconf("SC_PAGE_SIZE")
     entries = []
+    room = _MAX_COMMANDS
     for pid in pids(container_id):
         stat = read(f"/proc/{pid}/stat")
         if not stat:
@@ -110,7 +128,8 @@ def processes(container_id: str) -> list[dict[str, Any]]:
         status = read(f"/proc/{pid}/status")
         uid = next((line.split()[1] for line in status.splitlines() if line.startswith("Uid:")), "0")
         inner = next((line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")), str(pid))
-        command = read(f"/proc/{pid}/cmdline")[:4096].replace("\0", " ").strip()
+        command = read(f"/proc/{pid}/cmdline")[: min(_MAX_COMMAND, room)].replace("\0", " ").strip()
+        room -= len(command)
         entries.append(
             {
                 "pid": pid,

@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 _STATE_DIR = "/run/hako/containers"
-_MAX_CONTAINERS = 512
-_MAX_EXECS = 1024
+#: For what one crun command needs, under short names: a socket's path has at most 107 bytes.
+_SCRATCH = "/run/hako/scratch"
+#: Freezing waits for processes to get out of the kernel; looked at so often, with so long in between, seconds.
+_FREEZE_LOOKS = 400
+_FREEZE_PAUSE = 0.005
+
+
+#: Exit status of a process ended by SIGKILL.
+_KILLED = 128 + signal.SIGKILL
 
 
 class Process:
     """The first process of a container, or one that was added by exec."""
 
-    def __init__(self, stdio: Stdio) -> None:
+    def __init__(self, stdio: Stdio, *, first: bool) -> None:
         self.stdio = stdio
+        self._first = first
         self.pid = 0
         self.exited = Future()
         self.status = 0
@@ -39,13 +47,14 @@ class Process:
     def follow(self, loop: Loop, container_id: str, pid: int) -> None:
         """``pid`` is the process: note its end."""
         self.pid = pid
-        future = loop.child(pid)
+        future = loop.adopted(pid)
         future.on_done(lambda: self._on_exit(container_id, future.value))
 
     def _on_exit(self, container_id: str, status: int) -> None:
         self.status = status
         self.exited_at = time.time_ns()
-        self.oom = cgroups.oom_kills(container_id) > 0
+        # The first process may well survive, or fail in its own way, when one of its children is killed.
+        self.oom = (self._first or status == _KILLED) and cgroups.oom_kills(container_id) > 0
         self.stdio.on_exit()
         self.exited.set(self)
 
@@ -57,7 +66,7 @@ class Process:
 
 
 class Container:
-    """One container. ``starting`` guards against two crun commands on it at once."""
+    """One container. ``started`` is set as soon as crun starts it, ``deleting`` while crun deletes it."""
 
     def __init__(self, container_id: str, init: Process) -> None:
         self.id = container_id
@@ -66,6 +75,7 @@ class Container:
         self.execs: dict[str, Process] = {}
         self.started = False
         self.paused = False
+        self.deleting = False
 
     @property
     def status(self) -> str:
@@ -86,9 +96,9 @@ class Container:
 
     def require(self, *allowed: str, what: str) -> None:
         """Raise CallError unless the container is in one of the states ``allowed``."""
-        if self.status not in allowed:
-            message = f"cannot {what} container {self.id} in the {self.status} state"
-            raise calls.CallError(calls.FAILED_PRECONDITION, message)
+        status = "deleting" if self.deleting else self.status
+        if status not in allowed:
+            raise calls.CallError(calls.FAILED_PRECONDITION, f"cannot {what} container {self.id} in the {status} state")
 
 
 class Containers:
@@ -97,7 +107,10 @@ class Containers:
     def __init__(self, loop: Loop, channel: Channel) -> None:
         self._loop = loop
         self._channel = channel
+        #: None stands for one that is being made.
         self._all: dict[str, Container | None] = {}
+        self._serial = 0
+        self._closing = False
 
     def get(self, container_id: str) -> Container:
         """The container named ``container_id``. Raises CallError."""
@@ -114,13 +127,13 @@ class Containers:
         self, container_id: str, spec: dict[str, Any], streams: dict[str, Any], *, start: bool
     ) -> Container:
         """Make a container from the OCI config ``spec``; ``start`` runs it at once, which saves one crun."""
+        if self._closing:
+            raise calls.CallError(calls.FAILED_PRECONDITION, "the VM is being shut down")
         if container_id in self._all:
             raise calls.CallError(calls.ALREADY_EXISTS, f"container {container_id} already exists")
-        if len(self._all) >= _MAX_CONTAINERS:
-            raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"this VM has {_MAX_CONTAINERS} containers already")
-        process = spec.get("process")
-        terminal = isinstance(process, dict) and process.get("terminal") is True
-        container = Container(container_id, Process(Stdio(self._loop, self._channel, streams, terminal=terminal)))
+        if len(self._all) >= calls.MAX_CONTAINERS:
+            raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"this VM has {calls.MAX_CONTAINERS} containers already")
+        container = Container(container_id, self._process(spec.get("process", {}), streams, first=True))
         self._all[container_id] = None
         try:
             os.makedirs(container.directory, exist_ok=True)
@@ -131,42 +144,62 @@ class Containers:
                 [*verb, "--bundle", container.directory], [container_id], container, container.init, "create"
             )
         except BaseException:
-            container.init.stdio.close()
-            await self._crun(container, ["delete", "--force", container_id])
-            _remove(container.directory)
-            del self._all[container_id]
+            await self._undo_create(container)
             raise
         container.started = start
         self._all[container_id] = container
         return container
 
+    def _process(self, process: dict[str, Any], streams: dict[str, Any], *, first: bool) -> Process:
+        terminal = process.get("terminal") is True
+        return Process(Stdio(self._loop, self._channel, streams, terminal=terminal), first=first)
+
+    async def _undo_create(self, container: Container) -> None:
+        """Leave nothing of a container that could not be made."""
+        container.init.stdio.close()
+        try:
+            await self._crun(["delete", "--force", container.id])
+            _remove(container.directory)
+        finally:
+            del self._all[container.id]
+
     async def _crun_process(
         self, head: list[str], tail: list[str], container: Container, process: Process, what: str
     ) -> None:
         """Run a crun command that makes ``process``, and find its pid."""
-        pid_file = f"{container.directory}/pid.{id(process)}"
-        socket_path = f"{container.directory}/tty.{id(process)}"
+        scratch = self._scratch()
+        pid_file, socket_path = scratch + ".pid", scratch + ".tty"
         args = [*head, "--pid-file", pid_file]
-        if process.stdio.terminal:
-            process.stdio.listen(socket_path)
-            args += ["--console-socket", socket_path]
-        log = f"{container.directory}/log.{id(process)}"
+        self._loop.hold_exits()  # the process may end before crun does
         try:
-            status, message = await crun.run(self._loop, [*args, *tail], log, stdio=process.stdio.child_fds())
+            if process.stdio.terminal:
+                process.stdio.listen(socket_path)
+                args += ["--console-socket", socket_path]
+            status, message = await crun.run(
+                self._loop, [*args, *tail], scratch + ".log", stdio=process.stdio.child_fds()
+            )
             if status != 0:
                 raise crun.error(f"{what} {container.id}", status, message)
             if process.stdio.terminal:
                 process.stdio.accept()
             with open(pid_file, encoding="ascii") as file:
                 pid = int(file.read(32))
+            process.follow(self._loop, container.id, pid)
         finally:
+            self._loop.release_exits()
             process.stdio.after_spawn()
             _unlink(pid_file)
             _unlink(socket_path)
-        process.follow(self._loop, container.id, pid)
+        process.stdio.start()
 
-    async def _crun(self, container: Container, args: list[str]) -> tuple[int, str]:
-        return await crun.run(self._loop, args, f"{container.directory}/log.{args[0]}")
+    def _scratch(self) -> str:
+        """The beginning of file names that only one crun command uses."""
+        self._serial += 1
+        os.makedirs(_SCRATCH, exist_ok=True)
+        return f"{_SCRATCH}/{self._serial}"
+
+    async def _crun(self, args: list[str]) -> tuple[int, str]:
+        return await crun.run(self._loop, args, self._scratch() + ".log")
 
     async def start(self, container: Container) -> None:
         """Let the first process of a created container run."""
@@ -174,7 +207,7 @@ class Containers:
         if container.started:
             raise calls.CallError(calls.FAILED_PRECONDITION, f"container {container.id} is being started already")
         container.started = True
-        status, message = await self._crun(container, ["start", container.id])
+        status, message = await self._crun(["start", container.id])
         if status != 0:
             container.started = False
             raise crun.error(f"start {container.id}", status, message)
@@ -186,12 +219,12 @@ class Containers:
         container.require("running", what="exec in")
         if exec_id in container.execs:
             raise calls.CallError(calls.ALREADY_EXISTS, f"container {container.id} has a process {exec_id} already")
-        if len(container.execs) >= _MAX_EXECS:
-            raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"container {container.id} has too many processes")
-        terminal = process.get("terminal") is True
-        added = Process(Stdio(self._loop, self._channel, streams, terminal=terminal))
+        if len(container.execs) >= calls.MAX_EXECS:
+            message = f"container {container.id} has {calls.MAX_EXECS} processes that were not deleted"
+            raise calls.CallError(calls.RESOURCE_EXHAUSTED, message)
+        added = self._process(process, streams, first=False)
         container.execs[exec_id] = added
-        spec_path = f"{container.directory}/process.{id(added)}"
+        spec_path = self._scratch() + ".json"
         try:
             _write_json(spec_path, process)
             await self._crun_process(
@@ -219,48 +252,64 @@ class Containers:
             except ProcessLookupError:
                 continue
 
-    def freeze(self, container: Container, *, frozen: bool) -> None:
-        """Pause or resume a container."""
-        container.require("running" if frozen else "paused", what="pause" if frozen else "resume")
-        cgroups.freeze(container.id, frozen=frozen)
-        container.paused = frozen
+    async def pause(self, container: Container) -> None:
+        """Stop all processes of a running container, and wait until they stand still."""
+        container.require("running", what="pause")
+        cgroups.freeze(container.id, frozen=True)
+        container.paused = True
+        for _ in range(_FREEZE_LOOKS):
+            if cgroups.is_frozen(container.id) or container.status != "paused":
+                return
+            await self._loop.sleep(_FREEZE_PAUSE)
+        self.resume(container)
+        raise calls.CallError(calls.INTERNAL, f"container {container.id} has processes that do not stop")
+
+    def resume(self, container: Container) -> None:
+        """Let a paused container go on."""
+        container.require("paused", what="resume")
+        cgroups.freeze(container.id, frozen=False)
+        container.paused = False
 
     async def update(self, container: Container, resources: dict[str, Any]) -> None:
         """Change the limits of a container to the OCI ``resources`` object."""
         container.require("created", "running", "paused", what="update")
-        path = f"{container.directory}/resources.json"
-        _write_json(path, resources)
-        status, message = await self._crun(container, ["update", "--resources", path, container.id])
-        _unlink(path)
+        path = self._scratch() + ".json"
+        try:
+            _write_json(path, resources)
+            status, message = await self._crun(["update", "--resources", path, container.id])
+        finally:
+            _unlink(path)
         if status != 0:
             raise crun.error(f"update {container.id}", status, message)
 
     async def delete(self, container: Container, *, force: bool) -> None:
         """Remove a stopped container, or with ``force`` any."""
-        if not force:
-            container.require("stopped", "created", what="delete")
+        allowed = ("stopped", "created", "running", "paused") if force else ("stopped", "created")
+        container.require(*allowed, what="delete")
+        container.deleting = True
+        try:
+            await self._end(container)
+            status, message = await self._crun(["delete", "--force", container.id])
+            if status != 0:
+                raise crun.error(f"delete {container.id}", status, message)
+            # What its processes wrote last may still be under way: outputs end by themselves.
+            _remove(container.directory)
+            del self._all[container.id]
+        finally:
+            container.deleting = False
+
+    async def _end(self, container: Container) -> None:
+        """Kill all processes of a container, frozen ones too."""
         if not container.init.exited.done:
-            if container.paused:
-                cgroups.freeze(container.id, frozen=False)
             cgroups.kill(container.id)
             await container.init.exited
-        status, message = await self._crun(container, ["delete", "--force", container.id])
-        if status != 0:
-            raise crun.error(f"delete {container.id}", status, message)
-        for process in (container.init, *container.execs.values()):
-            process.stdio.close()
-        _remove(container.directory)
-        self._all.pop(container.id, None)
 
-    async def kill_all(self) -> None:
-        """End every process of every container; the containers themselves stay, for the VM ends next."""
-        for container_id in self.ids():
-            container = self.get(container_id)
-            if not container.init.exited.done:
-                if container.paused:
-                    cgroups.freeze(container.id, frozen=False)
-                cgroups.kill(container.id)
-                await container.init.exited
+    async def close(self) -> None:
+        """End every process of every container and make no more; containers stay, for the VM ends next."""
+        self._closing = True
+        for container in list(self._all.values()):
+            if container is not None:
+                await self._end(container)
 
     def delete_exec(self, container: Container, exec_id: str) -> None:
         """Forget a process that exec added and that has ended."""
@@ -268,7 +317,6 @@ class Containers:
         if not process.exited.done:
             message = f"process {exec_id} of container {container.id} is running"
             raise calls.CallError(calls.FAILED_PRECONDITION, message)
-        process.stdio.close()
         container.execs.pop(exec_id, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 from hako.agent.loop import Loop
 from hako.wire import calls
@@ -22,19 +23,21 @@ _COMMAND_FAULTS = ("executable file", "open executable", "exec ", "execve")
 
 
 async def run(
-    loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, int] | None = None, cwd: str = "/"
+    loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, int] | None = None
 ) -> tuple[int, str]:
     """Run crun with ``args``; return its exit status and, if that is not 0, its last error message.
 
     ``stdio`` are the descriptors that become the container's; by default crun gets /dev/null.
     """
+    # Python ignores these two signals; a container's process must find them as they were.
+    defaults = (signal.SIGPIPE, signal.SIGXFSZ)
     argv = ["crun", "--root", _ROOT, "--cgroup-manager", "cgroupfs", "--log", log, "--log-format", "json", *args]
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         fds = stdio or (null, null, null)
         # Above 2, so that no dup2 overwrites a descriptor that a later one still needs.
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-        pid = os.posix_spawn(CRUN, argv, _ENV, file_actions=actions, setsid=True)
+        pid = os.posix_spawn(CRUN, argv, _ENV, file_actions=actions, setsid=True, setsigdef=defaults)
     finally:
         os.close(null)
     status: int = await loop.child(pid)
@@ -69,4 +72,6 @@ def error(what: str, status: int, message: str) -> calls.CallError:
     if lowered.startswith(_COMMAND_FAULTS):
         exit_code = 127 if "no such file or directory" in lowered else 126
     text = message or f"crun ended with status {status} and said nothing"
-    return calls.CallError(calls.INVALID_ARGUMENT if exit_code else calls.INTERNAL, f"{what}: {text}", exit_code)
+    if exit_code:  # a sentence of its own for the user: the command is wrong, not what was being done
+        return calls.CallError(calls.INVALID_ARGUMENT, text, exit_code)
+    return calls.CallError(calls.INTERNAL, f"{what}: {text}", exit_code)

@@ -65,6 +65,7 @@ class Loop:
         self._masks: dict[int, int] = {}
         self._children: dict[int, Future] = {}
         self._unclaimed: dict[int, int] = {}
+        self._holding = 0
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -98,16 +99,40 @@ class Loop:
         """Call ``callback`` once, ``seconds`` from now."""
         self._timers.append((time.monotonic() + seconds, callback))
 
-    def child(self, pid: int) -> Future:
-        """The future exit status of child ``pid``: its exit code, or 128 + the signal that ended it."""
-        future = self._children.get(pid)
-        if future is None:
-            future = Future()
-            if pid in self._unclaimed:
-                future.set(self._unclaimed.pop(pid))
-            else:
-                self._children[pid] = future
+    def sleep(self, seconds: float) -> Future:
+        """A future that is done ``seconds`` from now."""
+        future = Future()
+        self.after(seconds, lambda: future.set(None))
         return future
+
+    def child(self, pid: int) -> Future:
+        """The future exit status of child ``pid``, just started: its exit code, or 128 + the signal that ended it."""
+        self._unclaimed.pop(pid, None)  # of an earlier process with the same number
+        return self._children.setdefault(pid, Future())
+
+    def adopted(self, pid: int) -> Future:
+        """The same of a process that became a child by the death of its parent, and may have ended already.
+
+        Its status is sure to be known if hold_exits() was in force when its parent was started.
+        """
+        if pid not in self._unclaimed:
+            return self._children.setdefault(pid, Future())
+        future = Future()
+        future.set(self._unclaimed.pop(pid))
+        return future
+
+    def hold_exits(self) -> None:
+        """Remember how unknown children end, until release_exits() was called as often as this.
+
+        Not for longer than that: numbers of processes are used again.
+        """
+        self._holding += 1
+
+    def release_exits(self) -> None:
+        """The reverse of hold_exits()."""
+        self._holding -= 1
+        if not self._holding:
+            self._unclaimed.clear()
 
     def spawn(self, coroutine: Coroutine[Future, None, None]) -> None:
         """Run ``coroutine``; it must handle its own errors."""
@@ -162,7 +187,7 @@ class Loop:
         future = self._children.pop(pid, None)
         if future is not None:
             future.set(status)
-            return
-        self._unclaimed[pid] = status
-        if len(self._unclaimed) > _MAX_UNCLAIMED:
-            del self._unclaimed[next(iter(self._unclaimed))]
+        elif self._holding:
+            self._unclaimed[pid] = status
+            if len(self._unclaimed) > _MAX_UNCLAIMED:
+                del self._unclaimed[next(iter(self._unclaimed))]

@@ -20,6 +20,8 @@ from hako.linux import syscalls
 PORT = "hako.agent"
 _PORT_TRIES = 500
 _PORT_PAUSE = 0.01
+#: Open files: the agent needs a few for each process; containers that set no limit of their own inherit it.
+_OPEN_FILES = 1 << 20
 
 
 def open_port() -> int:
@@ -36,6 +38,7 @@ def serve() -> None:
     """Set up the guest and answer calls for ever."""
     os.environ.clear()
     os.umask(0o022)
+    syscalls.set_open_files_limit(_OPEN_FILES)
     system.leave_initial_root()
     system.mount_first()
     system.load_boot_modules()

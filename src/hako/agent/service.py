@@ -34,7 +34,7 @@ def _name(params: Params, key: str) -> str:
 
 
 def _optional_name(params: Params, key: str) -> str:
-    return _name(params, key) if params.get(key) else ""
+    return _name(params, key) if params.get(key) not in (None, "") else ""
 
 
 def _integer(params: Params, key: str, low: int, high: int) -> int:
@@ -49,6 +49,19 @@ def _object(params: Params, key: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     raise _bad(f"{key}: not an object")
+
+
+def _size(params: Params) -> tuple[int, int] | None:
+    """Terminal columns and rows, None when none are given."""
+    if "width" not in params and "height" not in params:
+        return None
+    return _integer(params, "width", 0, 0xFFFF), _integer(params, "height", 0, 0xFFFF)
+
+
+def _sized(process: dict[str, Any], params: Params) -> dict[str, Any]:
+    """The OCI ``process`` with the terminal size that ``params`` ask for, in force from its first moment."""
+    size = _size(params)
+    return process if size is None else {**process, "consoleSize": {"width": size[0], "height": size[1]}}
 
 
 def _flag(params: Params, key: str) -> bool:
@@ -80,7 +93,8 @@ class Service:
         except ProcessLookupError as error:
             raise calls.CallError(calls.NOT_FOUND, "the process has ended already") from error
         except OSError as error:
-            raise calls.CallError(calls.INTERNAL, f"{method}: {error.strerror}: {error.filename}") from error
+            where = f": {error.filename}" if error.filename else ""
+            raise calls.CallError(calls.INTERNAL, f"{method}: {error.strerror}{where}") from error
 
     @property
     def _store(self) -> Containers:
@@ -128,14 +142,13 @@ class Service:
         return {}
 
     async def create(self, params: Params) -> Params:
+        spec = _object(params, "spec")
+        if not isinstance(spec.get("linux", {}), dict):
+            raise _bad("spec: linux is not an object")
+        spec["process"] = _sized(_object(spec, "process"), params)
         container = await self._store.create(
-            _name(params, "container"),
-            _object(params, "spec"),
-            _object(params, "stdio"),
-            start=_flag(params, "start"),
+            _name(params, "container"), spec, _object(params, "stdio"), start=_flag(params, "start")
         )
-        if "width" in params:
-            self._resize(container, "", params)
         return {"pid": container.init.pid}
 
     async def start(self, params: Params) -> Params:
@@ -146,9 +159,8 @@ class Service:
     async def exec(self, params: Params) -> Params:
         container = self._container(params)
         exec_id = _name(params, "exec")
-        added = await self._store.exec(container, exec_id, _object(params, "process"), _object(params, "stdio"))
-        if "width" in params:
-            self._resize(container, exec_id, params)
+        process = _sized(_object(params, "process"), params)
+        added = await self._store.exec(container, exec_id, process, _object(params, "stdio"))
         return {"pid": added.pid}
 
     async def wait(self, params: Params) -> Params:
@@ -173,11 +185,11 @@ class Service:
         return {}
 
     async def pause(self, params: Params) -> Params:
-        self._store.freeze(self._container(params), frozen=True)
+        await self._store.pause(self._container(params))
         return {}
 
     async def resume(self, params: Params) -> Params:
-        self._store.freeze(self._container(params), frozen=False)
+        self._store.resume(self._container(params))
         return {}
 
     async def update(self, params: Params) -> Params:
@@ -195,18 +207,20 @@ class Service:
         return {"status": container.status, "pid": container.init.pid}
 
     async def resize(self, params: Params) -> Params:
-        self._resize(self._container(params), _optional_name(params, "exec"), params)
+        process = self._container(params).process(_optional_name(params, "exec"))
+        size = _size(params)
+        if size is None:
+            raise _bad("width, height: missing")
+        if not process.stdio.terminal:
+            raise calls.CallError(calls.FAILED_PRECONDITION, "the process has no terminal")
+        process.stdio.resize(*size)
         return {}
-
-    def _resize(self, container: Container, exec_id: str, params: Params) -> None:
-        width, height = _integer(params, "width", 0, 0xFFFF), _integer(params, "height", 0, 0xFFFF)
-        container.process(exec_id).stdio.resize(width, height)
 
     async def info(self, _params: Params) -> Params:
         return {"containers": self._store.ids(), "memory": system.memory(), "uptime_ns": system.uptime_ns()}
 
     async def shutdown(self, _params: Params) -> Params:
-        await self._store.kill_all()
+        await self._store.close()
         system.unmount_shares()
         return {}
 

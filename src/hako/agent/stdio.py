@@ -34,7 +34,8 @@ def _stream_number(streams: dict[str, Any], name: str) -> int | None:
 class Stdio:
     """The standard streams of one process: made before crun runs, joined to the channel's streams after.
 
-    With a terminal there is one output; stderr's stream is not used.
+    With a terminal there is one output; stderr's stream is not used. Raises CallError for stream numbers that
+    are none, or in use.
     """
 
     def __init__(self, loop: Loop, channel: Channel, streams: dict[str, Any], *, terminal: bool) -> None:
@@ -45,11 +46,14 @@ class Stdio:
         self._child: list[int] = []
         self._listener: _socket.socket | None = None
         self._tty = -1
-        self._size: tuple[int, int] | None = None
         self._input: Input | None = None
         self._outputs: list[Output] = []
         if not terminal:
-            self._make_pipes()
+            try:
+                self._make_pipes()
+            except BaseException:
+                self.close()
+                raise
 
     def _make_pipes(self) -> None:
         for index, number in enumerate(self._numbers):
@@ -92,13 +96,17 @@ class Stdio:
             raise calls.CallError(calls.INTERNAL, "crun sent no terminal")
         self._tty = fds[0]
         os.set_inheritable(self._tty, False)
-        if self._size is not None:
-            self.resize(*self._size)
         # Two descriptors of their own, so that input and output can end apart.
         if self._numbers[0] is not None:
             self._input = Input(self._loop, self._channel, self._numbers[0], os.dup(self._tty))
         if self._numbers[1] is not None:
-            self._outputs.append(Output(self._loop, self._channel, self._numbers[1], os.dup(self._tty)))
+            output = Output(self._loop, self._channel, self._numbers[1], os.dup(self._tty), self.on_exit)
+            self._outputs.append(output)
+
+    def start(self) -> None:
+        """The process runs: pass on what it writes."""
+        for output in self._outputs:
+            output.start()
 
     def after_spawn(self) -> None:
         """Close what only crun needed."""
@@ -110,18 +118,18 @@ class Stdio:
             self._listener = None
 
     def resize(self, width: int, height: int) -> None:
-        """Set the terminal's size in columns and rows; before the process runs it is kept for later."""
-        self._size = (width, height)
+        """Set the terminal's size in columns and rows; nothing happens once the process has ended."""
         if self._tty >= 0:
             fcntl.ioctl(self._tty, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def on_exit(self) -> None:
-        """The process has ended: nobody reads its input any more. Output may still be under way."""
+        """The process has ended: nobody reads its input any more.
+
+        Its outputs go on until the last of their data has been taken, or the host says that it wants no more.
+        Of a terminal whose output the host has let go this is the hang-up: the processes on it get SIGHUP.
+        """
         if self._input is not None:
             self._input.close()
-        self._close_tty()
-
-    def _close_tty(self) -> None:
         if self._tty >= 0:
             os.close(self._tty)
             self._tty = -1
@@ -131,5 +139,4 @@ class Stdio:
         self.after_spawn()
         self.on_exit()
         for output in self._outputs:
-            output.on_reset()
-        self._outputs = []
+            output.close()

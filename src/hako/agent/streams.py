@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 
 from hako.agent.channel import Channel
 from hako.agent.loop import READ, WRITE, Loop
-from hako.wire.calls import CHUNK, WINDOW
+from hako.wire.calls import CHUNK, WINDOW, CallError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-class Output:
-    """What a process writes, sent to the host while the host has granted credit.
+class _End:
+    """What both directions share: owns the agent's end ``fd`` of a pipe or terminal and stream ``number``."""
 
-    Without a stream number (nobody wants the output) nothing is read beyond what the host asked for: the
-    caller connects such an output to /dev/null instead.
-    """
-
-    __slots__ = ("_channel", "_credit", "_fd", "_loop", "_number")
+    __slots__ = ("_channel", "_fd", "_loop", "_number")
 
     def __init__(self, loop: Loop, channel: Channel, number: int, fd: int) -> None:
-        os.set_blocking(fd, False)
         self._loop = loop
         self._channel = channel
         self._number = number
         self._fd = fd
-        self._credit = WINDOW
-        channel.add_stream(number, self)
-        loop.watch(fd, READ, self._on_readable)
+        try:
+            channel.add_stream(number, self)  # type: ignore[arg-type]
+        except CallError:
+            os.close(fd)
+            raise
+        os.set_blocking(fd, False)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._loop.forget(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._channel.remove_stream(self._number)
+
+    def close(self) -> None:
+        """Stop, telling the host that nothing follows."""
+        if self._fd >= 0:
+            self._channel.send_data(self._number, b"", end=True)
+            self._close()
+
+
+class Output(_End):
+    """What a process writes, sent to the host from start() on, while the host has granted credit.
+
+    ``on_abandoned`` is called when the host does not want any more of it.
+    """
+
+    __slots__ = ("_credit", "_on_abandoned")
+
+    def __init__(
+        self, loop: Loop, channel: Channel, number: int, fd: int, on_abandoned: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(loop, channel, number, fd)
+        self._credit = 0
+        self._on_abandoned = on_abandoned
+
+    def start(self) -> None:
+        """The process runs: what crun itself wrote into the pipe while it failed never got here."""
+        self.on_credit(WINDOW)
 
     def _on_readable(self, _events: int) -> None:
         if self._credit <= 0 or not self._channel.can_send(self):
@@ -43,15 +77,7 @@ class Output:
             self._credit -= len(data)
             self._channel.send_data(self._number, data)
         else:
-            self._channel.send_data(self._number, b"", end=True)
-            self._close()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            self._loop.forget(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._channel.remove_stream(self._number)
+            self.close()
 
     def on_credit(self, count: int) -> None:
         """The host can take ``count`` bytes more."""
@@ -60,89 +86,64 @@ class Output:
 
     def on_writable(self) -> None:
         """The channel has room again."""
-        if self._fd >= 0:
+        if self._fd >= 0 and self._credit > 0:
             self._loop.watch(self._fd, READ, self._on_readable)
 
-    def on_data(self, data: bytes, *, end: bool) -> None:
+    def on_data(self, _data: bytes, *, end: bool) -> None:
         """The host sends no data on an output; its end mark means that nobody reads it any more."""
         if end:
-            self._close()
+            self.on_reset()
 
     def on_reset(self) -> None:
-        """The host is gone: closing the pipe tells the process."""
+        """Nobody reads it any more: closing the pipe tells the process, by SIGPIPE."""
         self._close()
+        if self._on_abandoned is not None:
+            self._on_abandoned()
 
 
-class Input:
+class Input(_End):
     """What the host sends to a process's standard input."""
 
-    __slots__ = ("_channel", "_consumed", "_ended", "_fd", "_held", "_loop", "_number", "_parts")
+    __slots__ = ("_consumed", "_ended", "_held")
 
     def __init__(self, loop: Loop, channel: Channel, number: int, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._loop = loop
-        self._channel = channel
-        self._number = number
-        self._fd = fd
-        self._parts: deque[memoryview] = deque()
-        self._held = 0
+        self._held = bytearray()
         self._consumed = 0
         self._ended = False
-        channel.add_stream(number, self)
+        super().__init__(loop, channel, number, fd)
 
     def on_data(self, data: bytes, *, end: bool) -> None:
-        """Take ``data`` for the process; more than the window at once breaks the stream."""
-        if self._held + len(data) > WINDOW:
-            self._stop()
+        """Take ``data`` for the process; more than the window, or anything after the end, breaks the stream."""
+        if self._ended or len(self._held) + len(data) > WINDOW:
+            self.close()
             return
-        if data:
-            self._parts.append(memoryview(data))
-            self._held += len(data)
-        self._ended = self._ended or end
+        self._held += data
+        self._ended = end
         self._pump()
 
     def _on_writable(self, _events: int) -> None:
         self._pump()
 
     def _pump(self) -> None:
-        while self._parts:
-            part = self._parts[0]
+        while self._held:
             try:
-                count = os.write(self._fd, part)
+                count = os.write(self._fd, self._held)
             except BlockingIOError:
-                self._loop.watch(self._fd, WRITE, self._on_writable)
                 break
             except OSError:  # EPIPE and kin: the process does not read any more.
-                self._stop()
+                self.close()
                 return
-            self._held -= count
+            del self._held[:count]
             self._consumed += count
-            if count == len(part):
-                self._parts.popleft()
-            else:
-                self._parts[0] = part[count:]
         if self._consumed >= WINDOW // 2:
             self._channel.send_credit(self._number, self._consumed)
             self._consumed = 0
-        if not self._parts:
-            if self._ended:
-                self._close()
-            else:
-                self._loop.watch(self._fd, 0, self._on_writable)
+        if self._ended and not self._held:
+            self._close()
+        else:
+            self._loop.watch(self._fd, WRITE if self._held else 0, self._on_writable)
 
-    def _stop(self) -> None:
-        self._channel.send_data(self._number, b"", end=True)
-        self._close()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            self._loop.forget(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._parts.clear()
-            self._channel.remove_stream(self._number)
-
-    def on_credit(self, count: int) -> None:
+    def on_credit(self, _count: int) -> None:
         """Nothing flows to the host on an input."""
 
     def on_writable(self) -> None:
@@ -151,8 +152,3 @@ class Input:
     def on_reset(self) -> None:
         """The host is gone: the process sees the end of its input."""
         self._close()
-
-    def close(self) -> None:
-        """Stop, because the process has ended."""
-        if self._fd >= 0:
-            self._stop()

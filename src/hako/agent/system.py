@@ -118,7 +118,11 @@ def mount_share(driver: str, tag: str, name: str, options: str) -> str:
     if os.path.ismount(path):
         raise calls.CallError(calls.ALREADY_EXISTS, f"share {name} is mounted already")
     os.makedirs(path, exist_ok=True)
-    syscalls.mount(tag, path, driver, syscalls.MS_NODEV, options)
+    try:
+        syscalls.mount(tag, path, driver, syscalls.MS_NODEV, options)
+    except OSError:
+        os.rmdir(path)
+        raise
     return path
 
 

@@ -145,11 +145,12 @@ def _unknown_section(section: str, table: object, path: str, sections: list[str]
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name most like ``name``; the part after the dot counts even under a wrong section."""
+    """A hint at the known name most like ``name``: what is after the last dot decides, the rest breaks ties."""
     import difflib
 
-    known = list(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    tail = name.rpartition(".")[2]
-    match = [other for other in known if other.rpartition(".")[2] == tail][:1] or match
-    return f" (did you mean {match[0]!r}?)" if match else " (docs/configuration.md lists them all)"
+    head, _, tail = name.rpartition(".")
+    tails = {}
+    for other in sorted(known, key=lambda other: other.startswith(head + ".")):
+        tails[other.rpartition(".")[2]] = other
+    match = difflib.get_close_matches(tail, tails, n=1, cutoff=0.6)
+    return f" (did you mean {tails[match[0]]!r}?)" if match else " (docs/configuration.md lists them all)"

@@ -35,7 +35,7 @@ def collect(package: str) -> AgentCode:
     Raises ImageError when it is not complete, or when it imports a module of hako's that is not for the guest.
     """
     if not os.path.isfile(os.path.join(package, "agent", "main.py")):
-        raise ImageError(f"hako's installation is not complete: {package}/agent/main.py is missing; install hako again.")
+        raise ImageError(f"hako is not installed completely: {package}/agent/main.py is missing; install it again.")
     queue = sorted({ENTRY, "hako.version", *_modules_below(package, _AGENT)})
     modules: dict[str, str] = {}
     imports: set[str] = set()

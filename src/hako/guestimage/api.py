@@ -1,7 +1,9 @@
 """The public interface of hako.guestimage: build a guest image, and find, inspect, check and remove those there are.
 
-    image = find()                      # the default image: image.kernel, image.initrd, image.digest
-    image = build(print)                # quick when nothing changed
+::
+
+    image = find()          # the default image: image.kernel, image.initrd, image.digest
+    image = build(print)    # quick when nothing changed
     image = build(print, kernel="/boot/vmlinuz-6.12", modules_dir="/lib/modules/6.12")
 """
 

@@ -26,8 +26,7 @@ from hako.paths import cache_dir, guest_images_dir
 from hako.version import __version__
 
 #: Raised with each change of the builder that changes what it makes of the same inputs.
-BUILDER = 2
-MAX_INITRD = 25_000_000
+BUILDER = 1
 _SPACE = 900 << 20
 
 
@@ -42,7 +41,8 @@ class Request(NamedTuple):
     """One build, with everything that its result depends on except the packages."""
 
     code: AgentCode
-    own_kernel: KernelTree | None
+    own_kernel: OwnKernel | None
+    kernel_sha256: str | None  #: of the user's kernel and modules
     extra: tuple[str, ...]
 
     def inputs(self, packages: Sequence[Package]) -> str:
@@ -53,7 +53,7 @@ class Request(NamedTuple):
             "arch": current().name,
             "hako": __version__,
             "agent": self.code.sha256,
-            "kernel": self.own_kernel.sha256() if self.own_kernel else None,
+            "kernel": self.kernel_sha256,
             "extra": self.extra,
             "packages": sorted((package.name, package.version, package.sha256) for package in packages),
         }
@@ -72,8 +72,8 @@ def build(
     """Build the image, or return the one that was built from the same inputs. See api.build for the arguments;
     ``package`` is the directory of the hako package whose agent goes in."""
     code = agentcode.collect(package or agentcode.default_package())
-    tree = from_files(own_kernel.kernel, own_kernel.modules_dir, extra) if own_kernel else None
-    request = Request(code, tree, tuple(sorted(set(extra))))
+    extra = tuple(sorted(set(extra)))
+    request = Request(code, own_kernel, _own_sha256(own_kernel, extra) if own_kernel else None, extra)
     apt = Apt(progress)
     image = None if refresh else _existing(request, apt)
     if image is None:
@@ -86,6 +86,15 @@ def build(
     if make_default:
         images.set_default(image)
     return image
+
+
+def _own_sha256(own: OwnKernel, extra: Sequence[str]) -> str:
+    known = resolved.load_own_kernel(*own, extra)
+    if known is not None:
+        return known
+    tree = from_files(own.kernel, own.modules_dir, extra)
+    resolved.save_own_kernel(*own, extra, tree.files, tree.sha256())
+    return tree.sha256()
 
 
 def _existing(request: Request, apt: Apt) -> GuestImage | None:
@@ -104,8 +113,6 @@ def _build(request: Request, apt: Apt, progress: Callable[[str], None], *, make_
         packages = [*rootfs.packages, *([kernel_package] if kernel_package else [])]
         packages.sort(key=lambda package: package.name)
         texts = {package.name: copyright_text(rootfs.root, package.name) for package in rootfs.packages}
-    if len(rootfs.initrd) > MAX_INITRD:
-        raise ImageError(f"The initrd has {len(rootfs.initrd)} bytes, more than the {MAX_INITRD} that are allowed.")
     if kernel_package:
         texts[kernel_package.name] = kernel.copyright
     with store.staging_dir(parent) as staging:
@@ -129,7 +136,10 @@ def _kernel(
 ) -> tuple[KernelTree, Package | None, list[Package]]:
     """The kernel, the package it is from, and the packages that were asked to find that."""
     if request.own_kernel is not None:
-        return request.own_kernel, None, []
+        tree = from_files(*request.own_kernel, request.extra)
+        if tree.sha256() != request.kernel_sha256:
+            raise ImageError(f"The kernel {request.own_kernel.kernel} or its modules changed meanwhile; try again.")
+        return tree, None, []
     meta = apt.get(current().debian_kernel)
     names = [name for name in meta.depends if name.startswith("linux-image-")]
     if len(names) != 1:
@@ -162,7 +172,7 @@ def _manifest(
             "builtin": kernel.plan.builtin,
             "absent": kernel.plan.absent,
         },
-        "initrd": {"compression": "zstd", "unpacked_size": rootfs.unpacked_size},
+        "initrd": {"compression": rootfs.compression, "unpacked_size": rootfs.unpacked_size},
         "python": {"version": rootfs.python_version, "modules": rootfs.python_modules},
         "agent": {"version": __version__, "sha256": request.code.sha256, "modules": sorted(request.code.modules)},
         "packages": [

@@ -15,7 +15,7 @@ from hako.errors import ImageError
 MACHINE_X86_64 = 62
 TYPE_EXECUTABLE = 2
 
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_EHDR = struct.Struct("<16xHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _DYN = struct.Struct("<qQ")
@@ -58,17 +58,15 @@ class ElfFile:
     def __init__(self, data: bytes, name: str) -> None:
         self._data = data
         self._name = name
-        header = self._unpack(_EHDR, 0)
-        ident = header[0]
-        if ident[:4] != b"\x7fELF":
+        if data[:4] != b"\x7fELF":
             raise ImageError(f"{name} is not an ELF file.")
-        if ident[4:6] != b"\x02\x01":
+        if data[4:6] != b"\x02\x01":
             raise ImageError(f"{name} is not a 64-bit little-endian ELF file.")
-        self.type: int = header[1]
-        self.machine: int = header[2]
-        self._phoff, self._shoff = header[5], header[6]
-        self._phentsize, self._phnum = header[9], header[10]
-        self._shentsize, self._shnum, self._shstrndx = header[11], header[12], header[13]
+        header = self._unpack(_EHDR, 0)
+        self.type, self.machine = header[0], header[1]
+        self._phoff, self._shoff = header[4], header[5]
+        self._phentsize, self._phnum = header[8], header[9]
+        self._shentsize, self._shnum, self._shstrndx = header[10], header[11], header[12]
         self.segments = self._read_segments()
 
     def sections(self) -> list[Section]:
@@ -159,7 +157,7 @@ class ElfFile:
             raise self._damaged("it is cut short")
         return self._data[offset : offset + size]
 
-    def _unpack(self, layout: struct.Struct, offset: int) -> tuple[bytes, *tuple[int, ...]]:
+    def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
         if offset + layout.size > len(self._data):
             raise self._damaged("it is cut short")
         return layout.unpack_from(self._data, offset)

@@ -130,7 +130,7 @@ def publish(staging: str, manifest: dict[str, object], *, make_default: bool) ->
     raw = encode(manifest)
     digest = digest_of(raw)
     store.write_atomic(os.path.join(staging, MANIFEST), raw, 0o644)
-    os.chmod(staging, 0o755)
+    os.chmod(staging, 0o755)  # noqa: S103 - nothing in it is secret, and QEMU may run as another user
     with store.locked(_lock_path()):
         place = os.path.join(guest_images_dir(), digest)
         if is_complete(place):

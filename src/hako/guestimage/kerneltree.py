@@ -29,7 +29,8 @@ class KernelTree(NamedTuple):
     vmlinux: bytes
     plan: ModulePlan
     modules: dict[str, bytes]  #: content by name, for each module of the plan
-    copyright: bytes | None
+    copyright: bytes | None = None
+    files: tuple[str, ...] = ()  #: where the modules were read from
 
     def sha256(self) -> str:
         """A digest over the kernel and the modules."""
@@ -54,7 +55,10 @@ def from_files(kernel: str, modules_dir: str, extra: Sequence[str] = ()) -> Kern
             raise ImageError(
                 f"The modules in {modules_dir} are for the kernel {built_for}, but {kernel} is {loaded.version}."
             )
-    return KernelTree(loaded.version, loaded.vmlinux, plan, {name: directory.read(name) for name in plan.names()}, None)
+    contents = {name: directory.read(name) for name in plan.names()}
+    return KernelTree(
+        loaded.version, loaded.vmlinux, plan, contents, files=tuple(directory.file_of(name) for name in contents)
+    )
 
 
 def from_package(package: Package, deb: str, extra: Sequence[str], progress: Callable[[str], None]) -> KernelTree:
@@ -87,7 +91,7 @@ def _unpack(deb: str, package: str, root: str, extra: Sequence[str]) -> KernelTr
     if len(kernels) != 1 or len(versions) != 1:
         raise ImageError(f"The package {package} is not a kernel package: it holds {len(kernels)} kernels.")
     tree = from_files(f"{root}/boot/{kernels[0]}", f"{root}/usr/lib/modules/{versions[0]}", extra)
-    return tree._replace(copyright=copyright_text(root, package))
+    return tree._replace(copyright=copyright_text(root, package), files=())
 
 
 def _listed(directory: str) -> list[str]:

@@ -82,6 +82,10 @@ class ModuleDirectory:
             self._kept[name] = strip_signature(decompress(data, path))
         return self._kept[name]
 
+    def file_of(self, name: str) -> str:
+        """The path of the module ``name``."""
+        return self._files[canonical(name)]
+
     def info(self, name: str) -> ModuleInfo | None:
         """What ``name`` depends on; None when the directory has no such module."""
         if canonical(name) not in self._files:
@@ -131,7 +135,9 @@ def plan(directory: ModuleDirectory, extra: Sequence[str] = ()) -> ModulePlan:
     Raises ImageError naming every required module that is neither a file in the directory nor built in.
     """
     extra = [canonical(name) for name in extra]
-    present, builtin, absent = [], [], []
+    present: list[str] = []
+    builtin: list[str] = []
+    absent: list[str] = []
     for name in dict.fromkeys([*REQUIRED, *BOOT_OPTIONAL, *ON_DEMAND, *extra]):
         if directory.info(name) is not None:
             present.append(name)
@@ -191,7 +197,7 @@ def load_order(
     def wish(name: str, path: tuple[str, ...]) -> None:
         before = dict(done)
         try:
-            visit(resolve(name) or name, path)
+            visit(resolve(canonical(name)) or name, path)
         except ImageError:
             done.clear()
             done.update(before)

@@ -86,9 +86,7 @@ class Apt:
         directory = store.ensure_dir(os.path.join(cache_dir(), "packages"))
         paths = [os.path.join(directory, f"{package.name}_{package.sha256[:16]}.deb") for package in packages]
         missing = [
-            (package, path)
-            for package, path in zip(packages, paths, strict=True)
-            if _sha256_of(path) != package.sha256
+            (package, path) for package, path in zip(packages, paths, strict=True) if _sha256_of(path) != package.sha256
         ]
         if missing:
             self._progress("downloading " + ", ".join(f"{package.name} {package.version}" for package, _ in missing))
@@ -156,7 +154,7 @@ def apt_stamp() -> str:
     return seen.hexdigest()
 
 
-def unpack(deb: str, root: str, wanted: Callable[[str], bool] = lambda path: True) -> list[str]:
+def unpack(deb: str, root: str, wanted: Callable[[str], bool] = bool) -> list[str]:
     """Unpack the files of the package file ``deb`` for whose path ``wanted`` says yes into ``root``.
 
     Paths are relative, with /bin, /sbin, /lib and /lib64 moved into /usr as on every Debian since 12. Returns the

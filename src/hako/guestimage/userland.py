@@ -7,7 +7,7 @@ direct dependencies of the package whose file asks for it, the likeliest name fi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hako.arch import current
 from hako.errors import ImageError
@@ -20,11 +20,10 @@ _SKIPPED = ("usr/share/man/", "usr/share/locale/", "usr/share/info/", "etc/")
 class Userland:
     """A directory of unpacked packages, which remembers the package of each file."""
 
-    def __init__(self, root: str, apt: Apt, progress: Callable[[str], None]) -> None:
+    def __init__(self, root: str, apt: Apt) -> None:
         self.root = root
         self.packages: dict[str, Package] = {}
         self._apt = apt
-        self._progress = progress
         self._owners: dict[str, str] = {}
 
     def add(self, packages: Sequence[Package]) -> None:

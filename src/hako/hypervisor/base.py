@@ -72,7 +72,8 @@ class VmSpec(NamedTuple):
             )
         if not 1 <= self.vcpus <= 255:
             raise ConfigError(f"A VM cannot have {self.vcpus} vCPUs: give it 1 to 255.")
-        if any("\0" in text for text in (self.kernel, self.initrd or "", self.cmdline, self.cpu, self.machine)):
+        paths = [device.path for device in self.devices if isinstance(device, Share9p)]
+        if any("\0" in text for text in (self.kernel, self.initrd or "", self.cmdline, self.cpu, self.machine, *paths)):
             raise ConfigError(f"The description of VM {self.id} contains a NUL character.")
         self._check_devices()
         return self
@@ -143,9 +144,6 @@ class Hypervisor(Protocol):
         Raises ConfigError for a description that cannot be, HostError when the host lacks something, and
         HypervisorError with the hypervisor's own words when it refuses.
         """
-
-    async def wait_agent(self) -> None:
-        """Wait until a program in the guest has opened the agent's port. Raises HypervisorError if the VM ends first."""
 
     async def wait(self) -> VmExit:
         """Wait for the VM's end, however it comes. Can be called many times and by many tasks."""

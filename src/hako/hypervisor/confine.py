@@ -6,23 +6,24 @@ the kernel kill QEMU when the thread that started it ends, however it ends.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import stat
 from typing import NamedTuple
 
+from hako import log
 from hako.errors import HostError
 from hako.hypervisor.base import Share9p, VmSpec
 
-log = logging.getLogger(__name__)
+_log = log.get("hypervisor")
 
 #: System user QEMU runs as where it exists.
 DEFAULT_USER = "hako-vm"
 
 # What 9p with passed-through owners and modes does on the guest's behalf: own, enter, read, write and mark files of
-# any owner, make device nodes, and set file capabilities. Mounting, tracing and networking are not among it.
-SHARE_CAPABILITIES = ("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "mknod", "setfcap")
+# any owner. Left out on purpose: mknod (no device nodes of the guest's on the host) and dac_read_search, which
+# opens files by handle past every mount boundary.
+SHARE_CAPABILITIES = ("chown", "dac_override", "fowner", "fsetid")
 
 _reported: set[str] = set()
 
@@ -104,4 +105,4 @@ def launch_prefix(account: Account | None, caps: tuple[str, ...], *, root: bool)
 def _say_once(text: str) -> None:
     if text not in _reported:
         _reported.add(text)
-        log.warning("%s", text)
+        _log.warning(text)

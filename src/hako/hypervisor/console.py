@@ -7,11 +7,12 @@ reads it. The file holds the raw bytes; everything that is shown goes through ``
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 
-log = logging.getLogger(__name__)
+from hako import log
+
+_log = log.get("hypervisor")
 
 #: Bytes of console.log and its predecessor console.log.1 together.
 LOG_CAP = 256 << 10
@@ -104,7 +105,7 @@ class BoundedLog:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("The console is no longer written to %s: %s.", self._path, error.strerror)
+        _log.warning("The console is no longer written to its file.", file=self._path, reason=error.strerror)
         self.close()
 
 

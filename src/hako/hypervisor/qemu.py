@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -13,18 +12,18 @@ import stat
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from hako import arch
+from hako import arch, log
 from hako.errors import HostError, HypervisorError, StateError, TimedOutError
 from hako.hypervisor import confine
 from hako.hypervisor.base import AgentChannel, Capabilities, VmExit, VmSpec
-from hako.hypervisor.console import BoundedLog, SocketReader
-from hako.hypervisor.qemu_args import AGENT_ID, build_argv
+from hako.hypervisor.console import LOG_CAP, BoundedLog, SocketReader
+from hako.hypervisor.qemu_args import build_argv
 from hako.proc import BASE_ENV
 
 if TYPE_CHECKING:
     from hako.hypervisor.qmp import Qmp
 
-log = logging.getLogger(__name__)
+_log = log.get("hypervisor")
 
 #: Seconds QEMU has to answer on its control socket after its start; it takes 0.03 on an idle machine.
 START_TIMEOUT = 30.0
@@ -66,12 +65,20 @@ class QemuVm:
     capabilities = Capabilities(pause=True, share_9p=True, accelerators=("kvm", "tcg"))
 
     def __init__(
-        self, spec: VmSpec, *, console_log: str | None = None, user: str = confine.DEFAULT_USER, binary: str = ""
+        self,
+        spec: VmSpec,
+        *,
+        console_log: str | None = None,
+        console_cap: int = LOG_CAP,
+        user: str = confine.DEFAULT_USER,
+        binary: str = "",
     ) -> None:
-        """``console_log`` is where the guest's console goes (None: memory only), ``user`` the system user QEMU runs as
-        where it exists, ``binary`` QEMU's name or path (empty: the architecture's)."""
+        """``console_log`` is the file for the guest's console (None: memory only), of which at most ``console_cap``
+        bytes are kept; ``user`` the system user QEMU runs as where it exists; ``binary`` QEMU's name or path (empty:
+        the architecture's). Raises ConfigError for a description that cannot be."""
         self.spec = spec.checked()
         self._console_path = console_log
+        self._console_cap = console_cap
         self._user = user
         self._binary = binary
         self._stack = contextlib.AsyncExitStack()
@@ -126,7 +133,7 @@ class QemuVm:
                     return await self.wait()
             except (TimeoutError, HypervisorError, TimedOutError) as error:
                 # An answer that got lost because QEMU ended is the normal case.
-                log.debug("QEMU of %s did not confirm its end: %s", self.spec.id, error)
+                _log.debug("QEMU did not confirm its end.", vm=self.spec.id, error=str(error))
         self._signal(signal.SIGKILL)
         return await self.wait()
 
@@ -158,18 +165,6 @@ class QemuVm:
         status = answer.get("status") if isinstance(answer, dict) else None
         return status if isinstance(status, str) else "unknown"
 
-    async def wait_agent(self) -> None:
-        if self._qmp is None or self._exit is None or self._agent is None:
-            raise StateError(f"VM {self.spec.id} is not running, or has no agent channel.")
-        opened = asyncio.create_task(self._qmp.wait_port_open(AGENT_ID))
-        either: set[asyncio.Future[Any]] = {opened, self._exit}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            opened.cancel()
-        if self._exit.done():
-            raise HypervisorError(self._exit.result().sentence(self.spec.id))
-
     async def _command(self, name: str) -> object:
         if self._qmp is None or self._exit is None:
             raise StateError(f"VM {self.spec.id} is not running.")
@@ -185,7 +180,7 @@ class QemuVm:
         binary = find_qemu(self._binary)
         account = confine.find_account(self._user, self.spec.accelerator)
         prefix = confine.launch_prefix(account, confine.capabilities(self.spec), root=root)
-        self._console = BoundedLog(self._console_path)
+        self._console = BoundedLog(self._console_path, self._console_cap)
         self._stack.callback(self._console.close)
         # QEMU's ends are closed when this block ends: the child has them by then, or will never need them.
         with contextlib.ExitStack() as theirs:
@@ -194,7 +189,7 @@ class QemuVm:
             self._stack.callback(os.close, read_end)
             theirs.callback(os.close, write_end)
             argv = [*prefix, *build_argv(self.spec, fds, binary)]
-            log.debug("Starting %s", argv)
+            _log.debug("Starting QEMU.", vm=self.spec.id, argv=argv)
             try:
                 self._process = subprocess.Popen(
                     argv,
@@ -252,11 +247,12 @@ class QemuVm:
             if self._exit.done():
                 # Its socket is closed, so this ends too; it does not take well to being cancelled.
                 await asyncio.wait({connect}, timeout=1)
-            elif connect.done() and connect.exception() is None:
+            # A VM that came up and died at once was started; wait() tells the rest.
+            if connect.done() and connect.exception() is None:
                 stops = asyncio.create_task(self._watch_stops(self._qmp))
                 self._stack.callback(stops.cancel)
                 return
-            elif not connect.done():
+            if not connect.done() and not self._exit.done():
                 raise HypervisorError(
                     f"QEMU of VM {self.spec.id} did not answer on its control socket within {START_TIMEOUT:g} s: "
                     f"{self._stderr_words() or 'it said nothing'}."
@@ -266,7 +262,8 @@ class QemuVm:
             await asyncio.wait({connect})
         # A QEMU that refuses its arguments closes the socket a moment before it is gone.
         await asyncio.wait({self._exit}, timeout=1)
-        self._signal(signal.SIGKILL)
+        if not self._exit.done():
+            await connect  # raises what went wrong
         end = await self.wait()
         raise HypervisorError(f"QEMU did not start VM {self.spec.id}: {self._stderr_words() or end.reason}.")
 
@@ -314,8 +311,8 @@ class QemuVm:
                 reader.drain()
             if self._qmp is not None:
                 reason = await self._qmp.shutdown_reason(_LAST_WORDS)
-        except Exception:
-            log.exception("Could not gather the last words of VM %s", self.spec.id)
+        except Exception as error:
+            _log.failure("The last words of a VM are lost.", error, vm=self.spec.id)
         self._exit.set_result(
             VmExit(
                 code=returncode if returncode >= 0 else None,

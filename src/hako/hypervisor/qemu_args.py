@@ -17,9 +17,6 @@ TCG_CODE_MIB = 256
 # set up 64 queues that nothing uses.
 SERIAL_PORTS = 2
 
-#: QEMU's id of the agent's port, which its events name.
-AGENT_ID = "agent0"
-
 # Virtio 1 only: probing a device that also speaks the older dialect takes the guest longer.
 _MODERN = "disable-legacy=on"
 
@@ -76,7 +73,7 @@ def _agent(name: str, fd: int) -> list[str]:
     return [
         "-chardev", f"socket,id=agent,fd={fd}",
         "-device", f"virtio-serial-pci,id=serial,max_ports={SERIAL_PORTS},{_MODERN}",
-        "-device", f"virtserialport,bus=serial.0,nr=1,chardev=agent,id={AGENT_ID},name={_escape(name)}",
+        "-device", f"virtserialport,bus=serial.0,nr=1,chardev=agent,name={_escape(name)}",
     ]
     # fmt: on
 

@@ -21,7 +21,7 @@ COMMAND_TIMEOUT = 10.0
 # One message of QEMU's at most, in bytes.
 _MESSAGE_CAP = 1 << 20
 
-# The package logs a QEMU that went away as an error of its own, with a traceback; our callers report it, with the reason.
+# The package logs a QEMU that went away as an error of its own, with a traceback; our callers report it, with why.
 _logger = logging.getLogger("qemu.qmp")
 if _logger.level == logging.NOTSET:
     _logger.setLevel(logging.CRITICAL + 1)
@@ -36,8 +36,6 @@ class Qmp:
         # Only the filter is used, as a callback: a listener's queue and history would grow with the guest's events.
         self._client.register_listener(EventListener(event_filter=self._take_event))
         self._shutdown: str | None = None
-        self._ports: dict[str, bool] = {}
-        self._port_changed = asyncio.Event()
         self._stopped = asyncio.Event()
 
     async def connect(self, sock: socket.socket) -> None:
@@ -45,7 +43,9 @@ class Qmp:
         try:
             await self._client.connect(sock)
         except (QMPError, OSError) as error:
-            raise HypervisorError(f"QEMU of VM {self._name} did not answer on its control socket: {error}.") from error
+            raise HypervisorError(
+                f"QEMU of VM {self._name} did not answer as it should on its control socket: {_first_line(error)}."
+            ) from error
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = COMMAND_TIMEOUT
@@ -57,7 +57,7 @@ class Qmp:
         except TimeoutError as error:
             raise TimedOutError(f"QEMU of VM {self._name} did not answer {command} within {timeout:g} s.") from error
         except ExecuteError as error:
-            raise HypervisorError(f"QEMU of VM {self._name} refused {command}: {error}.") from error
+            raise HypervisorError(f"QEMU of VM {self._name} refused {command}: {_first_line(error)}.") from error
         except (QMPError, EOFError, OSError) as error:
             raise HypervisorError(f"QEMU of VM {self._name} is gone; {command} was not done.") from error
 
@@ -65,12 +65,6 @@ class Qmp:
         """Wait until QEMU reports once more that the guest's CPUs stopped: a pause we asked for, or an error."""
         await self._stopped.wait()
         self._stopped.clear()
-
-    async def wait_port_open(self, port: str) -> None:
-        """Wait until a program in the guest has opened the virtio-serial port with QEMU's id ``port``."""
-        while not self._ports.get(port):
-            self._port_changed.clear()
-            await self._port_changed.wait()
 
     async def shutdown_reason(self, timeout: float) -> str | None:
         """After QEMU's end: the reason in its last SHUTDOWN event, for which it is waited up to ``timeout`` seconds."""
@@ -95,8 +89,8 @@ class Qmp:
                 self._shutdown = reason if isinstance(reason, str) else None
             case "STOP":
                 self._stopped.set()
-            case "VSERPORT_CHANGE":
-                # QEMU sends at most one of these a second, and the ids are those of our own devices.
-                self._ports[str(fields.get("id"))] = fields.get("open") is True
-                self._port_changed.set()
         return False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".: ")

@@ -35,8 +35,13 @@ AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
 
+MOUNT_ATTR_RDONLY = 1
+AT_RECURSIVE = 0x8000
+RLIMIT_NOFILE = 7
+
 _NR_FINIT_MODULE = 313
 _NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -57,6 +62,25 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
     """mount(2)."""
     args = (os.fsencode(source), os.fsencode(target), fstype.encode() or None, flags, os.fsencode(data) or None)
     if _libc.mount(*args) != 0:
+        raise _error(target)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
+def make_readonly(target: str) -> None:
+    """Make the mount at ``target`` and all below it read-only, by mount_setattr(2)."""
+    attributes = _MountAttr(attr_set=MOUNT_ATTR_RDONLY)
+    result = _libc.syscall(
+        ctypes.c_long(_NR_MOUNT_SETATTR),
+        ctypes.c_int(AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(AT_RECURSIVE),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if result != 0:
         raise _error(target)
 
 
@@ -88,6 +112,12 @@ def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument."""
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise _error("prctl")
+
+
+def set_open_files_limit(count: int) -> None:
+    """setrlimit(2) of RLIMIT_NOFILE, soft and hard."""
+    if _libc.setrlimit(ctypes.c_int(RLIMIT_NOFILE), (ctypes.c_ulong * 2)(count, count)) != 0:
+        raise _error("RLIMIT_NOFILE")
 
 
 def set_process_name(name: str) -> None:

@@ -1,9 +1,10 @@
 """The system calls that a container may make, by topic. seccomp.py makes the filter from this table.
 
-What is not listed fails with EPERM. The line is drawn where docker draws it: everything that acts on the caller's
-own processes, files, memory and sockets is allowed; what acts on the whole kernel (modules, clock, reboot, swap,
-mounts, keyrings, tracing of the kernel, io_uring) is not, or only with the capability that guards it.
-Names that the processor at hand does not have are passed over by libseccomp.
+What is refused fails with EPERM. What is in no list, because it is newer than the list, fails with ENOSYS: libc then
+takes an older call instead, where EPERM would be the end of it. The line is drawn where docker draws it: everything
+that acts on the caller's own processes, files, memory and sockets is allowed; what acts on the whole kernel (modules,
+clock, reboot, swap, mounts, keyrings, tracing of the kernel, io_uring) is not, or only with the capability that
+guards it. Names that the processor at hand does not have are passed over by libseccomp.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ ALWAYS: dict[str, str] = {
     """,
     "files: names and attributes": """
         stat stat64 lstat lstat64 fstat fstat64 fstatat64 newfstatat statx statfs statfs64 fstatfs fstatfs64 oldstat
-        access faccessat faccessat2 chmod fchmod fchmodat chown chown32 fchown fchown32 fchownat lchown lchown32
-        umask utime utimes utimensat utimensat_time64 futimesat link linkat symlink symlinkat readlink readlinkat
-        unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir mknod mknodat getdents getdents64 getcwd chdir
-        fchdir getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr llistxattr flistxattr removexattr
-        lremovexattr fremovexattr inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_mark
-        memfd_create memfd_secret
+        access faccessat faccessat2 chmod fchmod fchmodat fchmodat2 chown chown32 fchown fchown32 fchownat lchown
+        lchown32 umask utime utimes utimensat utimensat_time64 futimesat link linkat symlink symlinkat readlink
+        readlinkat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir mknod mknodat getdents getdents64
+        getcwd chdir fchdir getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr llistxattr flistxattr
+        removexattr lremovexattr fremovexattr setxattrat getxattrat listxattrat removexattrat inotify_init inotify_init1
+        inotify_add_watch inotify_rm_watch fanotify_mark memfd_create memfd_secret
     """,
     "waiting for files": """
         select _newselect pselect6 pselect6_time64 poll ppoll ppoll_time64 epoll_create epoll_create1 epoll_ctl
@@ -96,6 +97,13 @@ WITH_CAPABILITY: dict[str, str] = {
     "CAP_BPF": "bpf",
     "CAP_PERFMON": "perf_event_open",
 }
+
+#: Refused to everybody: superseded by safer calls, of no use in a container, or too large a surface of the kernel.
+NEVER = """
+    _sysctl add_key create_module get_kernel_syms io_uring_enter io_uring_register io_uring_setup
+    kexec_file_load kexec_load keyctl migrate_pages move_pages nfsservctl pivot_root query_module request_key
+    swapoff swapon sysfs uselib userfaultfd ustat vm86 vm86old
+"""
 
 #: The execution domains that a process may set: Linux's own and the 32-bit and old-uname variants; all ones asks.
 PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)

@@ -14,7 +14,7 @@ from hako.errors import ConfigError, HakoError, ImageError, NotFoundError, State
 from hako.ociimage import index, reference, staging
 from hako.ociimage.index import Image
 
-__all__ = ["Image", "hold", "list_images", "prune", "pull", "remove", "resolve"]
+__all__ = ["Image", "hold", "inspect", "list_images", "prune", "pull", "remove", "resolve"]
 
 ALWAYS, MISSING, NEVER = "always", "missing", "never"
 
@@ -112,19 +112,19 @@ def prune(in_use: Callable[[str], bool] | None = None) -> list[str]:
     return removed
 
 
-def hold(image: Image) -> int | None:
-    """Keep ``image`` from being removed until the returned fd is closed, or its last holder is dead.
+def hold(digest: str) -> int | None:
+    """Keep the image ``digest`` from being removed until the returned fd is closed, or its last holder is dead.
 
     None for a root directory used in place. Raises NotFoundError when the image has just been removed.
     """
-    if not image.digest.startswith("sha256:"):
+    if not digest.startswith("sha256:"):
         return None
     import fcntl
 
     with staging.index_lock():
-        if not index.exists(image.digest):
-            raise NotFoundError(f"The image {image.digest[:19]} has just been removed.")
-        fd = os.open(index.image_dir(image.digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not index.exists(digest):
+            raise NotFoundError(f"The image {digest[:19]} has just been removed.")
+        fd = os.open(index.image_dir(digest), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
         except BaseException:

@@ -118,7 +118,8 @@ def _tls(flag: str, source: Source, insecure: tuple[str, ...]) -> list[str]:
     if source.kind != REGISTRY:
         return []
     host = source.registry.rpartition(":")[0] if ":" in source.registry.rpartition("]")[2] else source.registry
-    local = host in ("localhost", "127.0.0.1", "[::1]")
+    is_loopback = host.startswith("127.") and host.replace(".", "").isdigit()
+    local = is_loopback or host in ("localhost", "[::1]")
     return [f"{flag}=false"] if local or source.registry in insecure or host in insecure else []
 
 

@@ -10,7 +10,7 @@ import os
 import time
 from typing import NamedTuple
 
-from hako import proc, store
+from hako import store
 from hako.errors import HostError, ImageError
 from hako.ociimage import imageconfig, staging
 
@@ -118,6 +118,8 @@ def publish(finished: str, digest: str) -> None:
 
     An image of the same digest that is there already wins: it may be in use. The caller holds no lock.
     """
+    from hako import proc  # listing and finding images do without
+
     used = proc.run(["du", "-sx", "--block-size=1", finished]).stdout.split()[0]
     store.write_json(os.path.join(finished, _RECORD), {"digest": digest, "size": int(used), "at": time.time()})
     # After a power cut a directory may be in place whose files were never written: flush before, not after.

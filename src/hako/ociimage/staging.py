@@ -14,11 +14,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 
-from hako import paths, proc, store
+from hako import paths, store
 from hako.errors import HostError
 
 _LOCKS = 32
@@ -68,6 +67,8 @@ def _take(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def staging() -> Iterator[str]:
     """A fresh directory beside the images, removed at the end; a maker that is killed leaves it for clean()."""
+    import tempfile
+
     parent = images_dir()
     with index_lock():
         clean()
@@ -109,6 +110,8 @@ def remove_tree(path: str) -> None:
     try:
         store.remove_tree(path)
     except RecursionError:
+        from hako import proc
+
         proc.run(["rm", "-rf", "--one-file-system", "--", path])
     except OSError as error:
         raise HostError(f"Cannot remove {path}: {error.strerror}.") from error

@@ -7,9 +7,7 @@ a stream's credit ends the connection; nothing of it is used before its type is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,11 @@ from hako.wire import calls, frames
 _READ_SIZE = 256 << 10
 #: Bytes that may wait for the guest before senders of stream data have to wait.
 _HIGH_WATER = 512 << 10
+#: A guest that lets more than this wait (calls and credit, which never wait) has stopped listening.
+_MAX_QUEUED = 16 << 20
+#: Longest text that is taken from an answer's field, in characters.
+_MAX_TEXT = 1024
+_LAST_NUMBER = (1 << 32) - 1
 #: How long the reason of a lost connection is waited for.
 _REASON_SECONDS = 1.0
 
@@ -29,7 +32,7 @@ class OutputStream:
     def __init__(self, client: AgentClient, number: int) -> None:
         self.number = number
         self._client = client
-        self._chunks: deque[bytes] = deque()
+        self._data = bytearray()
         self._held = 0
         self._owed = 0
         self._ended = False
@@ -39,20 +42,21 @@ class OutputStream:
         """Take what the guest sent. Raises ProtocolError when it is more than was granted."""
         if self._held + len(data) > calls.WINDOW:
             raise ProtocolError("The agent sent more of a process's output than it was allowed to.")
-        if data and not self._ended:
-            self._chunks.append(data)
+        if not self._ended:
+            self._data += data
             self._held += len(data)
         self._ended = self._ended or end
         self._wake.set()
 
     async def read(self) -> bytes:
-        """The next piece; empty at the end. Reading grants nothing: see consumed()."""
-        while not self._chunks:
+        """What has arrived; empty at the end. Reading grants nothing: see consumed()."""
+        while not self._data:
             if self._ended:
                 return b""
             self._wake.clear()
             await self._wake.wait()
-        return self._chunks.popleft()
+        data, self._data = self._data, bytearray()
+        return bytes(data)
 
     def consumed(self, count: int) -> None:
         """``count`` bytes have found their place: the guest may send as many more."""
@@ -112,6 +116,7 @@ class InputStream:
             flags = frames.FLAG_REMOTE_CLOSED | frames.FLAG_NO_DATA
             self._client.send(frames.encode(self.number, frames.DATA, b"", flags))
             self._client.forget(self.number)
+            self._wake.set()
 
 
 class AgentClient:
@@ -125,8 +130,8 @@ class AgentClient:
         self._next = 1
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._streams: dict[int, OutputStream | InputStream] = {}
-        self._outgoing: deque[memoryview] = deque()
-        self._queued = 0
+        self._outgoing = bytearray()
+        self._writing = False
         self._room = asyncio.Event()
         self._room.set()
         self._error: HakoError | None = None
@@ -165,9 +170,13 @@ class AgentClient:
         if self._error is not None:
             raise self._error
         number = self._take_number()
+        try:
+            request = calls.encode_request(method, params)
+        except calls.CallError as error:
+            raise from_wire(error.code, f"The agent in the VM cannot be asked: {error.message}.") from None
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._calls[number] = future
-        self.send(frames.encode(number, frames.REQUEST, calls.encode_request(method, params)))
+        self.send(frames.encode(number, frames.REQUEST, request))
         try:
             async with asyncio.timeout(timeout):
                 return await future
@@ -193,22 +202,27 @@ class AgentClient:
         self._streams.pop(number, None)
 
     def _take_number(self) -> int:
-        number = self._next
-        self._next += 2
-        return number
+        while True:
+            number = self._next
+            self._next = number + 2 if number + 2 <= _LAST_NUMBER else 1
+            if number not in self._calls and number not in self._streams:
+                return number
 
     def send(self, data: bytes) -> None:
         """Queue a frame."""
         if self._error is not None:
             return
-        self._outgoing.append(memoryview(data))
-        self._queued += len(data)
-        if len(self._outgoing) == 1:
+        if len(self._outgoing) + len(data) > _MAX_QUEUED:
+            # Not from within the caller, who may be in the middle of something.
+            self._loop.call_soon(self.fail, ProtocolError("The agent in the VM does not listen any more."))
+            return
+        self._outgoing += data
+        if not self._writing:
             self._flush()
 
     async def send_data(self, data: bytes) -> None:
         """Queue a frame of stream data, waiting while too much is queued already."""
-        while self._queued > _HIGH_WATER and self._error is None:
+        while len(self._outgoing) > _HIGH_WATER and self._error is None:
             self._room.clear()
             await self._room.wait()
         self.send(data)
@@ -216,22 +230,27 @@ class AgentClient:
     def _flush(self) -> None:
         try:
             while self._outgoing:
-                data = self._outgoing[0]
-                count = self._sock.send(data)
-                self._queued -= count
-                if count < len(data):
-                    self._outgoing[0] = data[count:]
-                else:
-                    self._outgoing.popleft()
+                del self._outgoing[: self._sock.send(self._outgoing)]
         except BlockingIOError:
-            self._loop.add_writer(self._sock, self._flush)
-        except OSError as error:
-            self.fail(HypervisorError(f"The connection to the VM broke: {error.strerror}."))
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._sock, self._flush)
+        except OSError:
+            self._end()
             return
         else:
-            self._loop.remove_writer(self._sock)
-        if self._queued <= _HIGH_WATER:
+            if self._writing:
+                self._writing = False
+                self._loop.remove_writer(self._sock)
+        if len(self._outgoing) <= _HIGH_WATER:
             self._room.set()
+
+    def _end(self) -> None:
+        """The VM is ending; its driver is about to tell why, which says more than the connection's end does."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._writing = True  # and nothing is written any more
+        self._loop.call_later(_REASON_SECONDS, self.fail, HypervisorError("The VM has closed its connection."))
 
     def _on_readable(self) -> None:
         try:
@@ -241,9 +260,7 @@ class AgentClient:
         except OSError:
             data = b""
         if not data:
-            # The VM is ending; its driver is about to tell why, which says more than this does.
-            self._loop.remove_reader(self._sock)
-            self._loop.call_later(_REASON_SECONDS, self.fail, HypervisorError("The VM has closed its connection."))
+            self._end()
             return
         try:
             for frame in self._decoder.feed(data):
@@ -254,6 +271,10 @@ class AgentClient:
             self.fail(error)
 
     def _on_frame(self, frame: frames.Frame) -> None:
+        if self._error is not None:
+            return
+        if frame.kind == frames.RESPONSE and frame.stream == 0:
+            raise ProtocolError(f"The agent in the VM gave the connection up: {_reason(frame.data)}.")
         if frame.kind == frames.RESPONSE:
             future = self._calls.pop(frame.stream, None)
             if future is None or future.done():
@@ -261,7 +282,7 @@ class AgentClient:
             try:
                 future.set_result(calls.decode_response(frame.data))
             except calls.CallError as error:
-                future.set_exception(from_wire(error.code, error.message, error.exit_code))
+                future.set_exception(from_wire(error.code, printable(error.message), error.exit_code))
             except calls.MalformedError as error:
                 future.set_exception(ProtocolError(f"The agent in the VM broke the protocol: {error}."))
                 raise
@@ -273,24 +294,27 @@ class AgentClient:
             stream.add_credit(int.from_bytes(frame.data, "big"))
 
 
+def _reason(data: bytes) -> str:
+    try:
+        calls.decode_response(data)
+    except calls.CallError as error:
+        return printable(error.message)
+    return "it did not say why"
+
+
+def printable(text: str) -> str:
+    """``text`` from the guest, safe to be shown: no control characters, nothing that cannot be encoded."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def field(result: dict[str, Any], name: str, kind: type, default: object = None) -> Any:
     """``result[name]`` if it is a ``kind`` (exactly; True is no number). Raises ProtocolError otherwise.
 
-    A missing field gives ``default`` unless that is None.
+    A missing field gives ``default`` unless that is None. Numbers have at most 64 bits; text is made printable
+    and cut to 1024 characters.
     """
     value = result.get(name, default)
-    if type(value) is not kind:
+    if type(value) is not kind or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 64):
         raise ProtocolError(f"The agent's answer has no valid {name}.")
-    return value
+    return printable(value[:_MAX_TEXT]) if isinstance(value, str) else value
 
-
-@contextlib.contextmanager
-def closing_on_error(*streams: OutputStream | InputStream | None) -> Any:
-    """Close ``streams`` when the block fails."""
-    try:
-        yield
-    except BaseException:
-        for stream in streams:
-            if stream is not None:
-                stream.close()
-        raise

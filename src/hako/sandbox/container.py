@@ -9,7 +9,6 @@ from typing import Any
 
 from hako.errors import HakoError, NotFoundError
 from hako.sandbox.agent_client import AgentClient, field
-from hako.sandbox.logs import LogWriter
 from hako.sandbox.process_io import ProcessIO
 
 #: Exit status of a process that ended with its VM, as of one killed by SIGKILL.
@@ -55,12 +54,12 @@ class Process:
 
 
 class Container:
-    """A container the agent has made."""
+    """A container the agent has made. ``held`` gives back what it has on the host."""
 
-    def __init__(self, agent: AgentClient, container_id: str, log: LogWriter | None) -> None:
+    def __init__(self, agent: AgentClient, container_id: str) -> None:
         self.id = container_id
         self.agent = agent
-        self.log = log
+        self.held = contextlib.ExitStack()
         self.processes: dict[str, Process] = {}
         self.main = False
         self.record: dict[str, Any] = {}
@@ -78,21 +77,22 @@ class Container:
         try:
             stdio = io.open_streams(fds)
             answer = await self.agent.call(method, {**params, "stdio": stdio}, CREATE_TIMEOUT)
+            pid: int = field(answer, "pid", int)
         except BaseException:
             await io.close()
             raise
         process = Process(self.agent, self.id, exec_id, io)
         self.processes[exec_id] = process
-        return process, field(answer, "pid", int)
+        return process, pid
 
     async def call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call the agent about this container."""
         return await self.agent.call(method, {"container": self.id, **(params or {})}, CREATE_TIMEOUT)
 
     async def close(self) -> None:
-        """Give back streams and log."""
+        """Give back streams, mounts, log and image."""
         for process in self.processes.values():
             with contextlib.suppress(HakoError):
                 await process.io.close()
-        if self.log is not None:
-            self.log.close()
+        # In a thread, for the layer may be large.
+        await asyncio.to_thread(self.held.close)

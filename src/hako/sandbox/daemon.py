@@ -1,7 +1,7 @@
 """Starting a sandbox process and being one.
 
 A command line forks it from the interpreter that is running already; a program that uses the library, whose
-threads and memory must not be forked, starts a fresh interpreter. Both end in run(). Beside it stands a
+threads and memory must not be forked, starts a fresh interpreter. Both end in _become(). Beside it stands a
 guardian, a shell of half a megabyte that does nothing but wait for the sandbox process to vanish and clean
 up after it if it was killed.
 """
@@ -13,14 +13,58 @@ import os
 import signal
 import socket
 import sys
+from typing import NoReturn
 
 from hako.config.load import load
 from hako.config.settings import Config
-from hako.errors import HakoError
-from hako.sandbox import records
+from hako.errors import HakoError, HostError
+from hako.sandbox import client, records
 from hako.sandbox.spec import SandboxSpec
 
 _GUARDIAN = 'read -r word && exit 0; exec "$@" 2>/dev/null'
+
+
+class _Ends:
+    """What a sandbox process gets from its starter: lock, control socket, and the owner's connection.
+
+    The socket listens before the process exists, so that nobody has to wait for it to appear.
+    """
+
+    def __init__(self, lock: int, listener: socket.socket, owner: socket.socket) -> None:
+        self.lock = lock
+        self.listener = listener
+        self.owner = owner
+
+    @classmethod
+    def make(cls, spec: SandboxSpec) -> tuple[_Ends, socket.socket]:
+        """Claim the sandbox; return the process's ends and the owner's connection. Raises ExistsError."""
+        lock = records.claim(spec)
+        try:
+            listener = client.listen(client.socket_path(spec.id))
+        except OSError as error:
+            os.close(lock)
+            records.reap(spec.id)
+            raise HostError(f"Cannot make the control socket of sandbox {spec.id}: {error.strerror}.") from error
+        ours, theirs = socket.socketpair()
+        return cls(lock, listener, theirs), ours
+
+    @classmethod
+    def inherit(cls, numbers: list[str]) -> _Ends:
+        """The ends whose descriptors have these numbers."""
+        lock, listener, owner = (int(number) for number in numbers)
+        for fd in (lock, listener, owner):
+            os.set_inheritable(fd, False)
+        return cls(lock, socket.socket(fileno=listener), socket.socket(fileno=owner))
+
+    def numbers(self) -> tuple[int, int, int]:
+        """The descriptors."""
+        return self.lock, self.listener.fileno(), self.owner.fileno()
+
+    def close(self) -> None:
+        """Drop the starter's copies."""
+        os.close(self.lock)
+        self.listener.close()
+        self.owner.close()
 
 
 def fork(spec: SandboxSpec, config: Config) -> socket.socket:
@@ -28,23 +72,17 @@ def fork(spec: SandboxSpec, config: Config) -> socket.socket:
 
     For single-threaded programs only. Raises ExistsError when the id or name is taken.
     """
-    lock = records.claim(spec)
-    ours, theirs = socket.socketpair()
+    ends, ours = _Ends.make(spec)
     middle = os.fork()
     if middle == 0:
         # No way back into the caller's code from here on.
-        status = 1
         try:
             ours.close()
             if os.fork() == 0:
-                os.setsid()
-                _leave_standard_streams(spec.id)
-                run(spec, config, theirs, lock)
-            status = 0
+                _become(spec, config, ends)
         finally:
-            os._exit(status)
-    theirs.close()
-    os.close(lock)
+            os._exit(0)
+    ends.close()
     os.waitpid(middle, 0)
     return ours
 
@@ -56,37 +94,61 @@ def spawn(spec: SandboxSpec) -> socket.socket:
     """
     import subprocess
 
-    lock = records.claim(spec)
-    ours, theirs = socket.socketpair()
+    ends, ours = _Ends.make(spec)
     try:
-        # The intermediate process ends at once, so that the caller has no child to wait for.
-        code = "from hako.sandbox.daemon import main; main()"
-        argv = [*interpreter(code), json.dumps(spec.to_json()), str(theirs.fileno()), str(lock)]
-        subprocess.run(argv, pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL, check=True)
+        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), json.dumps(spec.to_json())]
+        numbers = ends.numbers()
+        subprocess.run(
+            [*argv, *map(str, numbers)], pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True, check=True
+        )
+    except BaseException:
+        ours.close()
+        raise
     finally:
-        theirs.close()
-        os.close(lock)
+        ends.close()
     return ours
 
 
 def main() -> None:
-    """Entry of a spawned sandbox process: description, owner's socket and lock are arguments."""
-    description, owner, lock = sys.argv[1:]
-    spec = SandboxSpec.from_json(json.loads(description))
-    if os.fork() != 0:
-        os._exit(0)
-    os.setsid()
-    _leave_standard_streams(spec.id)
+    """Entry of a spawned sandbox process: description and descriptors are arguments."""
+    description, *numbers = sys.argv[1:]
+    # The starter waits for this process and must not wait for the sandbox.
+    if os.fork() == 0:
+        _become(SandboxSpec.from_json(json.loads(description)), load(), _Ends.inherit(numbers))
+    os._exit(0)
+
+
+def _become(spec: SandboxSpec, config: Config, ends: _Ends) -> NoReturn:
+    """Leave everything of the starter behind and be the sandbox process."""
     try:
-        run(spec, load(), socket.socket(fileno=int(owner)), int(lock))
+        os.setsid()
+        _close_inherited(ends.numbers())
+        _leave_standard_streams(spec.id)
+        _serve(spec, config, ends)
+    except HakoError as error:
+        print(f"hako-sandbox: {error}", file=sys.stderr)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
     finally:
         os._exit(0)
 
 
 def interpreter(code: str) -> list[str]:
-    """A command that runs ``code`` with this hako, isolated from the user's environment."""
+    """A command that runs ``code`` with this hako and its libraries, isolated from the program's surroundings."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {root!r}); {code}"]
+    libraries = [path for path in sys.path if path.endswith(("/site-packages", "/dist-packages"))]
+    return [sys.executable, "-IS", "-c", f"import sys; sys.path += {[root, *libraries]!r}; {code}"]
+
+
+def _close_inherited(kept: tuple[int, ...]) -> None:
+    """Close what the starter had open: a lock or a pipe of its caller's must not live as long as the sandbox."""
+    start = 3
+    for fd in sorted(kept):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _leave_standard_streams(sandbox_id: str) -> None:
@@ -115,8 +177,8 @@ def _start_guardian(sandbox_id: str) -> int:
     return write
 
 
-def run(spec: SandboxSpec, config: Config, owner: socket.socket, lock: int) -> None:
-    """Be the sandbox process: serve until the sandbox ends. Never raises; ``lock`` is held to the end."""
+def _serve(spec: SandboxSpec, config: Config, ends: _Ends) -> None:
+    """Serve until the sandbox ends; the lock is held to the end."""
     from hako.linux import syscalls
     from hako.sandbox.vm import Trace
     from hako.storage.tree import private_mounts
@@ -124,28 +186,19 @@ def run(spec: SandboxSpec, config: Config, owner: socket.socket, lock: int) -> N
     trace = Trace()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    os.set_inheritable(owner.fileno(), False)
-    os.set_inheritable(lock, False)
     syscalls.set_process_name("hako-sandbox")
     guardian = _start_guardian(spec.id)
-    try:
-        private_mounts()
-        import asyncio
+    private_mounts()
+    import asyncio
 
-        from hako.sandbox.engine import Engine
+    from hako.sandbox.engine import Engine
 
-        trace.mark("process ready")
+    trace.mark("process ready")
 
-        async def serve() -> None:
-            engine = Engine(spec, config, trace)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
-            await engine.run(owner)
+    async def serve() -> None:
+        engine = Engine(spec, config, trace)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
+        await engine.run(ends.listener, ends.owner)
 
-        asyncio.run(serve())
-        os.write(guardian, b"done\n")
-    except HakoError as error:
-        print(f"hako-sandbox: {error}", file=sys.stderr)
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
+    asyncio.run(serve())
+    os.write(guardian, b"done\n")

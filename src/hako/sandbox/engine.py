@@ -10,14 +10,15 @@ import socket
 import time
 from typing import Any
 
-from hako import ids
+from hako import ids, store
 from hako.config.settings import Config
 from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError, StateError
 from hako.hypervisor.base import Hypervisor
 from hako.oci import check as oci_check
-from hako.sandbox import records, translate
+from hako.ociimage import api as ociimage
+from hako.sandbox import records, replies, translate
 from hako.sandbox.container import Container, Process
-from hako.sandbox.control import Connection, ControlServer
+from hako.sandbox.control import Connection, ControlServer, Fds
 from hako.sandbox.logs import LogWriter
 from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import SandboxSpec
@@ -46,18 +47,19 @@ class Engine:
         self._hypervisor: Hypervisor | None = None
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
         self._stopping = asyncio.Event()
+        self._disowned = False
         self._watchers: set[asyncio.Task[None]] = set()
         self._creating: set[str] = set()
         self._shares: list[dict[str, Any]] = []
 
     # --- life ---
 
-    async def run(self, owner: socket.socket | None) -> None:
+    async def run(self, listener: socket.socket, owner: socket.socket) -> None:
         """Serve until the sandbox is stopped, its owner is gone or its VM has died; then give everything back."""
-        server = ControlServer(os.path.join(self.run_dir, "control.sock"), self.handle)
-        connection = server.adopt(owner) if owner is not None else None
+        server = ControlServer(listener, self.handle)
+        connection = server.adopt(owner)
         tasks = [asyncio.create_task(self._boot()), asyncio.create_task(self._stopping.wait())]
-        if connection is not None and self.spec.owned:
+        if self.spec.owned:
             tasks.append(asyncio.create_task(self._watch_owner(connection)))
         try:
             await self._stopping.wait()
@@ -110,7 +112,7 @@ class Engine:
 
     async def _watch_owner(self, connection: Connection) -> None:
         await connection.closed.wait()
-        if not self._stopping.is_set():
+        if not self._stopping.is_set() and not self._disowned:
             log.info("Whoever started the sandbox is gone")
             self._stopping.set()
 
@@ -144,16 +146,12 @@ class Engine:
 
     # --- calls ---
 
-    async def handle(self, connection: Connection, method: str, params: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """Answer one call of the control socket. Owns ``fds``."""
+    async def handle(self, connection: Connection, method: str, params: dict[str, Any], fds: Fds) -> dict[str, Any]:
+        """Answer one call of the control socket."""
         handler = _METHODS.get(method)
-        left = _Fds(fds)
-        try:
-            if handler is None:
-                raise ConfigError(f"A sandbox has no method {method[:64]}.")
-            return await handler(self, params, left, connection)
-        finally:
-            left.close()
+        if handler is None:
+            raise ConfigError(f"A sandbox has no method {method[:64]}.")
+        return await handler(self, params, fds, connection)
 
     async def _vm(self) -> Vm:
         if self._stopping.is_set():
@@ -166,14 +164,14 @@ class Engine:
             raise NotFoundError(f"Container {params['container']} does not exist in sandbox {self.spec.id}.")
         return container
 
-    async def ready(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def ready(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         await self._vm()
         return {"info": self.state["info"], "trace": self.trace.phases}
 
-    async def get_state(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def get_state(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         return {"state": self.state}
 
-    async def create(self, params: dict[str, Any], fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def create(self, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
         container_id = ids.check(params.get("container"), "Container id")
         spec = params.get("spec")
         oci_check.check(spec)
@@ -187,35 +185,20 @@ class Engine:
             self._creating.discard(container_id)
 
     async def _create(
-        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], fds: _Fds
+        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], fds: Fds
     ) -> dict[str, Any]:
         terminal = bool(spec["process"].get("terminal", False))
         start = params.get("start") is True
-        layer = os.path.join(self.data_dir, "containers", container_id)
-        writer: LogWriter | None = None
-        try:
-            os.makedirs(layer, exist_ok=True)
-            lower = params.get("lower")
-            if isinstance(lower, str):
-                self.tree.add_overlay(container_id, lower, layer)
-            else:
-                self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
-            mounts = [*spec.get("mounts", []), *self._shares]
-            guest_spec = translate.to_guest({**spec, "mounts": mounts}, container_id, self.tree)
+        with contextlib.ExitStack() as held:
+            log_writer, guest_spec = self._prepare(container_id, spec, params, held)
             self.trace.mark("root file system ready")
             vm = await self._vm()
-            if params.get("log") is not False:
-                writer = LogWriter(os.path.join(layer, "log"), self.config.log.max_size)
-            container = Container(vm.agent, container_id, writer)
-            io = ProcessIO(vm.agent, terminal=terminal, log=writer, keep_stdin=params.get("keep_stdin") is True)
+            container = Container(vm.agent, container_id)
+            keep_stdin = params.get("keep_stdin") is True
+            io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin)
             call = {"container": container_id, "spec": guest_spec, "start": start, **_size(params)}
-            process, pid = await container.run("Create", call, "", io, fds.take(params))
-        except BaseException as error:
-            if writer is not None:
-                writer.close()
-            with contextlib.suppress(OSError):
-                self.tree.remove(container_id)
-            raise (HypervisorError(f"Cannot make {layer}: {error.strerror}.") if isinstance(error, OSError) else error)
+            process, pid = await container.run("Create", call, "", io, fds.take(params.get("stdio", []), _FD_NAMES))
+            container.held = held.pop_all()
         self.trace.mark("container started" if start else "container created")
         container.main = params.get("main") is True
         container.record = _new_record(params, spec, terminal=terminal, started=start)
@@ -224,6 +207,38 @@ class Engine:
         self._save()
         self._watch(container, process)
         return {"pid": pid, "trace": self.trace.phases}
+
+    def _prepare(
+        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], held: contextlib.ExitStack
+    ) -> tuple[LogWriter | None, dict[str, Any]]:
+        """The host's side of a new container: its image, layer, mounts and log, given back by ``held``."""
+        layer = self._layer(container_id)
+        image = ociimage.hold(str(params.get("digest") or ""))
+        if image is not None:
+            held.callback(os.close, image)
+        store.ensure_dir(layer)
+        # A failure takes the layer away; the end of the sandbox keeps it if it was asked to retain it.
+        held.callback(self._drop_layer, container_id)
+        held.callback(self.tree.remove, container_id)
+        lower = params.get("lower")
+        if isinstance(lower, str):
+            self.tree.add_overlay(container_id, lower, layer)
+        else:
+            self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
+        mounts = [*spec.get("mounts", []), *self._shares]
+        guest_spec = translate.to_guest({**spec, "mounts": mounts}, container_id, self.tree)
+        if params.get("log") is not True:
+            return None, guest_spec
+        writer = LogWriter(os.path.join(layer, "log"), self.config.log.max_size)
+        held.callback(writer.close)
+        return writer, guest_spec
+
+    def _layer(self, container_id: str) -> str:
+        return os.path.join(self.data_dir, "containers", container_id)
+
+    def _drop_layer(self, container_id: str) -> None:
+        if not (self._stopping.is_set() and self.spec.retain and container_id in self.containers):
+            store.remove_tree(self._layer(container_id))
 
     def _watch(self, container: Container, process: Process) -> None:
         async def watch() -> None:
@@ -239,7 +254,7 @@ class Engine:
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
-    async def share(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def share(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         """Give every container made from now on a directory of the host."""
         options = ["rbind", "ro" if params.get("readonly") is True else "rw"]
         source, destination = _text(params, "source"), _text(params, "destination")
@@ -249,7 +264,7 @@ class Engine:
         self._shares.append(mount)
         return {}
 
-    async def start(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def start(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         container = self._container(params)
         await container.call("Start")
         if container.record["status"] == "created":
@@ -257,18 +272,18 @@ class Engine:
         self._save()
         return {}
 
-    async def exec(self, params: dict[str, Any], fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def exec(self, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
         container = self._container(params)
         vm = await self._vm()
         exec_id = ids.check(params.get("exec"), "Process id")
         process_spec = oci_check.check_process(params.get("process"))
         io = ProcessIO(vm.agent, terminal=bool(process_spec.get("terminal", False)), log=None, keep_stdin=False)
         call = {"container": container.id, "exec": exec_id, "process": process_spec, **_size(params)}
-        process, pid = await container.run("Exec", call, exec_id, io, fds.take(params))
+        process, pid = await container.run("Exec", call, exec_id, io, fds.take(params.get("stdio", []), _FD_NAMES))
         self._watch(container, process)
         return {"pid": pid}
 
-    async def wait(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def wait(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         container = self._container(params)
         exec_id = str(params.get("exec") or "")
         end = await asyncio.shield(container.process(exec_id).exited)
@@ -277,37 +292,36 @@ class Engine:
                 await container.call("Delete", {"exec": exec_id})
         return end
 
-    async def kill(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def kill(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         process = self._container(params).process(str(params.get("exec") or ""))
         if process.exited.done():
             raise StateError(f"cannot kill container {params['container']} in the stopped state")
         await process.kill(_number(params, "signal", 0, 64), everyone=params.get("all") is True)
         return {}
 
-    async def resize(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def resize(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         process = self._container(params).process(str(params.get("exec") or ""))
         await process.resize(_number(params, "width", 0, 0xFFFF), _number(params, "height", 0, 0xFFFF))
         return {}
 
-    async def attach(self, params: dict[str, Any], fds: _Fds, connection: Connection) -> dict[str, Any]:
+    async def attach(self, params: dict[str, Any], fds: Fds, connection: Connection) -> dict[str, Any]:
         """Join the caller's descriptors to a running process until it ends or the caller goes."""
         process = self._container(params).process(str(params.get("exec") or ""))
         if process.exited.done():
             raise StateError(f"Container {params['container']} is not running.")
-        reader = process.io.attach(fds.take(params))
+        attachment = process.io.attach(fds.take(params.get("stdio", []), _FD_NAMES))
         gone: asyncio.Future[Any] = asyncio.ensure_future(connection.closed.wait())
         try:
             await asyncio.wait([gone, asyncio.shield(process.exited)], return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            if reader is not None:
-                reader.cancel()
+            attachment.end()
         return process.exited.result() if process.exited.done() else {}
 
-    async def pause(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def pause(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         return await self._freeze(params, "Pause", "paused")
 
-    async def resume(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def resume(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         return await self._freeze(params, "Resume", "running")
 
     async def _freeze(self, params: dict[str, Any], method: str, status: str) -> dict[str, Any]:
@@ -317,63 +331,41 @@ class Engine:
         self._save()
         return {}
 
-    async def update(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def update(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         resources = params.get("resources")
         if not isinstance(resources, dict):
             raise ConfigError("$.resources: not an object.")
         await self._container(params).call("Update", {"resources": resources})
         return {}
 
-    async def stats(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
-        return await self._container(params).call("Stats")
+    async def stats(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+        return replies.stats(await self._container(params).call("Stats"))
 
-    async def ps(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
-        return await self._container(params).call("Ps")
+    async def ps(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+        return replies.processes(await self._container(params).call("Ps"))
 
-    async def delete(self, params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def delete(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         container = self._container(params)
         await container.call("Delete", {"force": params.get("force") is True})
         await asyncio.wait([asyncio.shield(container.process("").exited)], timeout=_STOP_TIMEOUT)
-        await container.close()
         del self.containers[container.id]
         self.state["containers"].pop(container.id, None)
-        await asyncio.to_thread(self._remove_files, container.id)
         self._save()
+        await container.close()
         return {}
 
-    def _remove_files(self, container_id: str) -> None:
-        from hako import store
-
-        self.tree.remove(container_id)
-        store.remove_tree(os.path.join(self.data_dir, "containers", container_id))
+    async def disown(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+        """From now on the sandbox outlives whoever started it."""
+        self._disowned = True
+        return {}
 
     def stop_soon(self) -> None:
         """End the sandbox; for signal handlers."""
         self._stopping.set()
 
-    async def stop(self, _params: dict[str, Any], _fds: _Fds, _connection: Connection) -> dict[str, Any]:
+    async def stop(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         self._stopping.set()
         return {}
-
-
-class _Fds:
-    """Descriptors that came with a call; closed unless taken."""
-
-    def __init__(self, fds: list[int]) -> None:
-        self._fds = fds
-
-    def take(self, params: dict[str, Any]) -> dict[str, int]:
-        """The descriptors by name, in the order of ``params["stdio"]``; whoever takes them owns them."""
-        names = params.get("stdio", [])
-        if not isinstance(names, list) or len(names) != len(self._fds) or not set(names) <= set(_FD_NAMES):
-            raise ConfigError("$.stdio: not the names of the descriptors that came along.")
-        taken, self._fds = self._fds, []
-        return dict(zip(names, taken, strict=True))
-
-    def close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
 
 
 def _text(params: dict[str, Any], key: str) -> str:
@@ -431,5 +423,6 @@ _METHODS = {
     "Stats": Engine.stats,
     "Ps": Engine.ps,
     "Delete": Engine.delete,
+    "Disown": Engine.disown,
     "Stop": Engine.stop,
 }

@@ -16,10 +16,13 @@ _CHUNK = 64 << 10
 
 
 def _reopen(fd: int, flags: int) -> int:
-    """A descriptor of our own for the same pipe or terminal; closes ``fd``."""
-    new = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    os.close(fd)
-    return new
+    """A descriptor of our own for the same pipe or terminal; closes ``fd``. -1 if nobody is at its other end."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    finally:
+        os.close(fd)
 
 
 def _can_wait(mode: int, fd: int) -> bool:
@@ -37,24 +40,34 @@ class _Endpoint:
         elif _can_wait(mode, fd):
             fd = _reopen(fd, flags)
         self._fd = fd
+        self._ready: asyncio.Future[None] | None = None
 
     async def _wait(self, *, write: bool) -> None:
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
+        fd = self._fd
+        self._ready = ready = loop.create_future()
         add, remove = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
 
         def on_ready() -> None:
             if not ready.done():
                 ready.set_result(None)
 
-        add(self._fd, on_ready)
+        add(fd, on_ready)
         try:
             await ready
         finally:
-            remove(self._fd)
+            self._ready = None
+            if fd == self._fd:
+                remove(fd)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give the descriptor back; whoever waits for it finds that it cannot be used any more."""
+        if self._ready is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._fd)
+            loop.remove_writer(self._fd)
+            if not self._ready.done():
+                self._ready.set_result(None)
         if self._socket is not None:
             self._socket.close()
         elif self._fd >= 0:

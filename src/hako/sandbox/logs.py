@@ -6,6 +6,8 @@ data. The file is turned over to ``<path>.1`` when it reaches half the allowed s
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import struct
 import time
@@ -15,6 +17,7 @@ from typing import NamedTuple
 _HEADER = struct.Struct("<QBI")
 #: Longer entries are not ours: the file is damaged from there on.
 _MAX_ENTRY = 1 << 20
+_CHUNK = 1 << 18
 
 STDOUT = 1
 STDERR = 2
@@ -46,9 +49,13 @@ class LogWriter:
             self._turn_over()
         entry = _HEADER.pack(time.time_ns(), stream, len(data)) + data
         try:
-            os.write(self._fd, entry)
+            if os.write(self._fd, entry) < len(entry):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         except OSError:
             self.failed = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)  # half an entry would read as damage
+            return
         self._size += len(entry)
 
     def _turn_over(self) -> None:
@@ -66,30 +73,88 @@ class LogWriter:
 
 def read(path: str) -> Iterator[Entry]:
     """All entries of the log at ``path``, oldest first; stops at a damaged or unfinished one."""
-    for name in (path + ".1", path):
-        try:
-            file = open(name, "rb")
-        except FileNotFoundError:
-            continue
-        with file:
-            yield from _read_file(file.fileno())
+    with LogReader(path) as reader:
+        yield from reader.entries()
 
 
-def _read_file(fd: int) -> Iterator[Entry]:
-    buffer = b""
-    while True:
-        entry, used = _parse(buffer)
-        if entry is not None:
-            buffer = buffer[used:]
-            yield entry
-            continue
-        more = os.read(fd, 1 << 20) if used >= 0 else b""
-        if not more:
+class LogReader:
+    """Reads the log at ``path`` from its oldest entry on, and later what was added. A context manager.
+
+    Memory: what it holds is the unfinished entry at the end and one piece of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._buffer = bytearray()
+        self._damaged = False
+        self._fd = -1
+        #: Which file is open: device and inode. A turned over log is another file under the same name.
+        self._identity: tuple[int, int] | None = None
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop()
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries that nobody has asked for yet. Call it again for those that have come since."""
+        if self._fd < 0 and not (self._open(self._path + ".1") or self._open(self._path)):
             return
-        buffer += more
+        while True:
+            # Asked before reading: what was written to this file before it was turned over is read below.
+            successor = self._successor()
+            yield from self._read()
+            if successor is None or not self._open(successor):
+                return
+
+    def _successor(self) -> str | None:
+        """The file that follows the open one, None when the open one is still written to."""
+        older, current = _identity(self._path + ".1"), _identity(self._path)
+        if current is None or current == self._identity:
+            return None
+        # Turned over twice: what was between is the older one now.
+        return self._path if older in (None, self._identity) else self._path + ".1"
+
+    def _open(self, name: str) -> bool:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        self._drop()
+        status = os.fstat(fd)
+        self._fd, self._identity = fd, (status.st_dev, status.st_ino)
+        return True
+
+    def _drop(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._damaged = -1, False
+        self._buffer.clear()
+
+    def _read(self) -> Iterator[Entry]:
+        while not self._damaged:
+            entry, used = _parse(self._buffer)
+            if entry is not None:
+                del self._buffer[:used]
+                yield entry
+                continue
+            self._damaged = used < 0
+            more = os.read(self._fd, _CHUNK) if not self._damaged else b""
+            if not more:
+                return
+            self._buffer += more
 
 
-def _parse(buffer: bytes) -> tuple[Entry | None, int]:
+def _identity(name: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(name)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _parse(buffer: bytearray) -> tuple[Entry | None, int]:
     """The first entry in ``buffer`` and its size; (None, 0) when it is incomplete, (None, -1) when damaged."""
     if len(buffer) < _HEADER.size:
         return None, 0
@@ -99,22 +164,4 @@ def _parse(buffer: bytes) -> tuple[Entry | None, int]:
     end = _HEADER.size + length
     if len(buffer) < end:
         return None, 0
-    return Entry(time_ns, stream, buffer[_HEADER.size : end]), end
-
-
-def follow(path: str, alive: Iterator[bool]) -> Iterator[Entry]:
-    """Entries as they come: like read(), then whatever is added while ``alive`` keeps giving True.
-
-    ``alive`` is asked between looks and sets the pace (it sleeps).
-    """
-    seen = 0
-    while True:
-        going_on = next(alive, False)
-        entries = list(read(path))
-        # Turned over in between: the older half has moved to .1 and what was there is gone.
-        for entry in entries:
-            if entry.time_ns > seen:
-                seen = entry.time_ns
-                yield entry
-        if not going_on:
-            return
+    return Entry(time_ns, stream, bytes(buffer[_HEADER.size : end])), end

@@ -11,8 +11,30 @@ from hako.sandbox.agent_client import AgentClient, InputStream, OutputStream
 from hako.sandbox.fdio import FdReader, FdWriter
 from hako.sandbox.logs import STDERR, STDOUT, LogWriter
 
-#: After a process ended, something it left behind may hold its output open; waited for this long, seconds.
+#: After a process ended, something it left behind may hold its output open; waited for this long, seconds,
 _DRAIN_SECONDS = 2.0
+#: or for so many bytes, which is more than can still be under way from the process itself.
+_DRAIN_BYTES = 1 << 20
+
+
+class Attachment:
+    """Descriptors that somebody has joined to a process."""
+
+    def __init__(
+        self, sinks: dict[int, list[FdWriter]], joined: list[tuple[int, FdWriter]], reader: asyncio.Task[None] | None
+    ) -> None:
+        self._sinks = sinks
+        self._joined = joined
+        self._reader = reader
+
+    def end(self) -> None:
+        """Part them from it: nothing is read from or written to them any more."""
+        if self._reader is not None:
+            self._reader.cancel()
+        for stream, sink in self._joined:
+            if sink in self._sinks[stream]:
+                self._sinks[stream].remove(sink)
+                sink.close()
 
 
 class ProcessIO:
@@ -30,7 +52,10 @@ class ProcessIO:
         self._outputs: dict[int, OutputStream] = {}
         self._sinks: dict[int, list[FdWriter]] = {STDOUT: [], STDERR: []}
         self._pumps: list[asyncio.Task[None]] = []
-        self._readers: list[asyncio.Task[None]] = []
+        self._readers: set[asyncio.Task[None]] = set()
+        #: Pumps that wait for somebody to take what they have.
+        self._handing_on = 0
+        self._handed_on = 0
 
     def open_streams(self, fds: dict[str, int]) -> dict[str, Any]:
         """Open the streams this process needs, attach ``fds`` (stdin, stdout, stderr; owned from now on).
@@ -53,22 +78,24 @@ class ProcessIO:
             self._pumps.append(asyncio.create_task(self._pump(stream, output)))
         return numbers
 
-    def attach(self, fds: dict[str, int]) -> asyncio.Task[None] | None:
-        """Join ``fds`` to the process; they are owned from now on. Returns the task that reads stdin."""
+    def attach(self, fds: dict[str, int]) -> Attachment:
+        """Join ``fds`` to the process; they are owned from now on. Returns what parts them again."""
+        joined: list[tuple[int, FdWriter]] = []
         for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
             if name in fds:
                 if stream in self._outputs:
-                    self._sinks[stream].append(FdWriter(fds[name]))
+                    joined.append((stream, FdWriter(fds[name])))
+                    self._sinks[stream].append(joined[-1][1])
                 else:
                     os.close(fds[name])
-        if "stdin" not in fds:
-            return None
-        if self._stdin is None:
+        reader: asyncio.Task[None] | None = None
+        if "stdin" in fds and self._stdin is None:
             os.close(fds["stdin"])
-            return None
-        task = asyncio.create_task(self._feed(FdReader(fds["stdin"])))
-        self._readers.append(task)
-        return task
+        elif "stdin" in fds:
+            reader = asyncio.create_task(self._feed(FdReader(fds["stdin"])))
+            self._readers.add(reader)
+            reader.add_done_callback(self._readers.discard)
+        return Attachment(self._sinks, joined, reader)
 
     async def _feed(self, source: FdReader) -> None:
         assert self._stdin is not None
@@ -87,26 +114,40 @@ class ProcessIO:
         while data := await output.read():
             if self._log is not None:
                 self._log.write(stream, data)
-            sinks = self._sinks[stream]
-            for sink in list(sinks):
-                if not await sink.write(data):
-                    sinks.remove(sink)
-                    sink.close()
-                    if not sinks and self._log is None:
-                        output.close()
-                        return
+            self._handing_on += 1
+            try:
+                wanted = await self._hand_on(self._sinks[stream], data)
+            finally:
+                self._handing_on -= 1
+            if not wanted:
+                output.close()
+                return
             output.consumed(len(data))
+            self._handed_on += len(data)
 
-    def detach_stdin(self) -> None:
-        """Whoever fed the input is gone."""
-        for task in self._readers:
-            task.cancel()
+    async def _hand_on(self, sinks: list[FdWriter], data: bytes) -> bool:
+        """Write ``data`` to all who want it; False when the last of them does not any more and nothing is logged."""
+        for sink in list(sinks):
+            # One that was parted from the process meanwhile is not among them any more, and has not failed.
+            if not await sink.write(data) and sink in sinks:
+                sinks.remove(sink)
+                sink.close()
+                if not sinks and self._log is None:
+                    return False
+        return True
 
     async def drained(self) -> None:
-        """Wait, after the process ended, until what it wrote has arrived, or until it cannot be waited for."""
-        pending = [task for task in self._pumps if not task.done()]
-        if pending:
-            await asyncio.wait(pending, timeout=_DRAIN_SECONDS)
+        """Wait, after the process ended, until what it wrote has arrived, or until it cannot be waited for.
+
+        Data that nobody takes, but somebody may (a pager that shows its first page), is waited for without end.
+        """
+        pending = {task for task in self._pumps if not task.done()}
+        enough = self._handed_on + _DRAIN_BYTES
+        while pending:
+            before = self._handed_on
+            done, pending = await asyncio.wait(pending, timeout=_DRAIN_SECONDS)
+            if not done and not self._handing_on and (self._handed_on == before or self._handed_on > enough):
+                break
         await self.close()
 
     async def close(self) -> None:
@@ -125,5 +166,4 @@ class ProcessIO:
                 sink.close()
             sinks.clear()
         self._outputs = {}
-        self._readers = []
         self._pumps = []

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from hako import ids, paths, store
-from hako.errors import ConfigError, ExistsError, NotFoundError
+from hako.errors import ConfigError, ExistsError, HostError, NotFoundError
 from hako.sandbox.spec import STATE_VERSION, SandboxSpec
 
 DIED = 137
@@ -34,6 +34,10 @@ def live_rootfs(sandbox_id: str, container_id: str) -> str:
     """The root of a running container as the sandbox process sees it, usable from outside its mount namespace."""
     pid = read(sandbox_id)["pid"]
     return f"/proc/{pid}/root{os.path.join(run_dir(sandbox_id), 'shared', container_id, 'rootfs')}"
+
+
+def _lock_file(sandbox_id: str) -> str:
+    return os.path.join(run_dir(sandbox_id), "lock")
 
 
 def _state_file(sandbox_id: str) -> str:
@@ -57,11 +61,27 @@ def claim(spec: SandboxSpec) -> int:
             if spec.id == taken["id"] or (spec.name and spec.name == taken["name"]):
                 what = f"name {spec.name}" if spec.name == taken["name"] else f"id {spec.id}"
                 raise ExistsError(f"The {what} is in use by sandbox {taken['id']}; remove it or choose another.")
-        os.mkdir(run_dir(spec.id), 0o700)
-        os.mkdir(data_dir(spec.id), 0o700)
-        lock = store.lock(os.path.join(run_dir(spec.id), "lock"))
-        assert lock is not None
-        write(new_state(spec))
+        return _make_dirs(spec)
+
+
+def _make_dirs(spec: SandboxSpec) -> int:
+    """Make the directories of a sandbox whose names nobody else has; return the lock's fd. Raises HostError."""
+    store.remove_tree(data_dir(spec.id))  # of an earlier claim that did not come to its end
+    try:
+        # It appears under its name with lock and state in it: without them it would look like a dead one.
+        with store.staging_dir(paths.sandboxes_dir()) as staging:
+            lock = store.lock(os.path.join(staging, "lock"))
+            assert lock is not None
+            try:
+                store.write_json(os.path.join(staging, "state.json"), new_state(spec))
+                os.mkdir(data_dir(spec.id), 0o700)
+                os.rename(staging, run_dir(spec.id))
+            except BaseException:
+                os.close(lock)
+                store.remove_tree(data_dir(spec.id))
+                raise
+    except OSError as error:
+        raise HostError(f"Cannot make the directories of sandbox {spec.id}: {error.strerror}.") from error
     return lock
 
 
@@ -86,19 +106,49 @@ def write(state: dict[str, Any]) -> None:
 
 
 def _valid(state: dict[str, Any] | None) -> bool:
-    return state is not None and state.get("version") == STATE_VERSION and isinstance(state.get("spec"), dict)
+    """Whether ``state`` has everything that the rest of hako relies on."""
+    if state is None or state.get("version") != STATE_VERSION:
+        return False
+    kinds = {"spec": dict, "status": str, "created_ns": int, "pid": int, "vm_pid": int, "error": str, "containers": dict}
+    if any(type(state.get(key)) is not kind for key, kind in kinds.items()):
+        return False
+    try:
+        SandboxSpec.from_json(state["spec"])
+    except ConfigError:
+        return False
+    containers = state["containers"].values()
+    return all(isinstance(record, dict) and isinstance(record.get("status"), str) for record in containers)
+
+
+def _is_foreign(state: dict[str, Any] | None) -> bool:
+    """Whether ``state`` was written by another version of hako, which alone may touch it."""
+    return state is not None and "version" in state and state["version"] != STATE_VERSION
 
 
 def is_alive(sandbox_id: str) -> bool:
     """Whether a process holds the sandbox's lock."""
-    path = os.path.join(run_dir(sandbox_id), "lock")
-    if not os.path.exists(path):
+    try:
+        # Shared, so that those who only look do not take each other for the sandbox.
+        fd = store.lock(_lock_file(sandbox_id), wait=False, shared=True, create=False)
+    except FileNotFoundError:
         return False
-    fd = store.lock(path, wait=False)
     if fd is None:
         return True
     os.close(fd)
     return False
+
+
+def _take_lock(sandbox_id: str) -> int | None:
+    """The lock of a sandbox whose process is gone; None when it is held. Raises FileNotFoundError."""
+    path = _lock_file(sandbox_id)
+    while True:
+        fd = store.lock(path, wait=False, create=False)
+        if fd is not None:
+            return fd
+        looking = store.lock(path, wait=False, shared=True, create=False)
+        if looking is None:
+            return None
+        os.close(looking)  # only somebody else who looked stood in the way
 
 
 def read(sandbox_id: str) -> dict[str, Any]:
@@ -111,6 +161,8 @@ def read(sandbox_id: str) -> dict[str, Any]:
         if _valid(state):
             assert state is not None
             return state
+        if _is_foreign(state):
+            raise NotFoundError(f"Sandbox {sandbox_id} belongs to another version of hako; use that one.")
     raise NotFoundError(f"There is no sandbox {sandbox_id}; `hako ps -a` lists those there are.")
 
 
@@ -146,36 +198,44 @@ def finish(state: dict[str, Any]) -> None:
     sandbox_id = state["spec"]["id"]
     state["status"] = "stopped"
     state["pid"] = state["vm_pid"] = 0
-    if state["spec"]["retain"]:
-        with contextlib.suppress(FileNotFoundError):
+    try:
+        if not state["spec"]["retain"]:
+            store.remove_tree(data_dir(sandbox_id))
+        elif os.path.isdir(data_dir(sandbox_id)):  # unless somebody has removed the sandbox meanwhile
             store.write_json(_record_file(sandbox_id), state)
-    else:
-        store.remove_tree(data_dir(sandbox_id))
-    # The lock goes last: as long as it is there, others see that somebody is at work here.
+    finally:
+        _remove_run_dir(sandbox_id)
+
+
+def _remove_run_dir(sandbox_id: str) -> None:
+    """The lock goes last: as long as it is there, others see that somebody is at work here."""
     directory = run_dir(sandbox_id)
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
-        if name != "lock":
-            path = os.path.join(directory, name)
-            store.remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            store.remove_tree(path)
+        elif name != "lock":
+            os.unlink(path)
     store.remove_tree(directory)
 
 
 def reap(sandbox_id: str) -> bool:
     """Clean up after a sandbox whose process died; False when it is alive or somebody else has done it."""
-    directory = run_dir(sandbox_id)
     try:
-        lock = store.lock(os.path.join(directory, "lock"), wait=False)
+        lock = _take_lock(sandbox_id)
     except FileNotFoundError:
+        store.remove_tree(run_dir(sandbox_id))  # whoever cleaned up before was killed at the very end
         return False
     if lock is None:
         return False
     try:
-        if not os.path.exists(os.path.join(directory, "lock")):
-            return False
         state: dict[str, Any] | None = store.read_json(_state_file(sandbox_id))
+        if _is_foreign(state) or not _is_at(lock, _lock_file(sandbox_id)):
+            return False
         if not _valid(state):
-            store.remove_tree(directory)
-            store.remove_tree(data_dir(sandbox_id))
+            if not _valid(store.read_json(_record_file(sandbox_id))):
+                store.remove_tree(data_dir(sandbox_id))
+            _remove_run_dir(sandbox_id)
             return True
         assert state is not None
         _kill_leftover(state)
@@ -189,10 +249,18 @@ def reap(sandbox_id: str) -> bool:
         os.close(lock)
 
 
+def _is_at(fd: int, path: str) -> bool:
+    """Whether the open file ``fd`` is still the one called ``path``."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _kill_leftover(state: dict[str, Any]) -> None:
     """End a VM that outlived its sandbox process; it normally dies with it."""
-    pid = state.get("vm_pid")
-    if not isinstance(pid, int) or pid <= 1:
+    pid = state["vm_pid"]
+    if pid <= 1:
         return
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)

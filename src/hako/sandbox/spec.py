@@ -20,7 +20,7 @@ class SandboxSpec(NamedTuple):
     guest_image: str = ""  #: digest, prefix or directory; empty: the default
     owned: bool = True  #: ends when the connection of whoever started it does
     retain: bool = False  #: what its containers leave stays after the end
-    labels: dict[str, str] = {}  # noqa: RUF012 (never changed; a NamedTuple has no factories)
+    labels: dict[str, str] = {}
 
     def to_json(self) -> dict[str, Any]:
         """As an object for JSON."""

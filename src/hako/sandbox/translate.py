@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 from hako.errors import ConfigError
+from hako.oci import seccomp_bpf
 from hako.storage.base import NAME
 from hako.storage.tree import SharedTree
 
@@ -31,7 +32,7 @@ def to_guest(spec: dict[str, Any], container_id: str, tree: SharedTree) -> dict[
     linux = guest.setdefault("linux", {})
     linux.pop("cgroupsPath", None)
     linux["namespaces"] = _namespaces(linux.get("namespaces", []))
-    return guest
+    return seccomp_bpf.precompile(guest)
 
 
 def _is_bind(mount: dict[str, Any]) -> bool:

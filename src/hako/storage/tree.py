@@ -27,6 +27,22 @@ def private_mounts() -> None:
     syscalls.mount("", "/", flags=syscalls.MS_SLAVE | syscalls.MS_REC)
 
 
+def mount_overlay(lower: str, layer: str, target: str) -> None:
+    """Mount a writable view of the directory ``lower`` at ``target``; changes go to ``layer``/upper.
+
+    Use it after private_mounts(). Raises HostError.
+    """
+    for part in (lower, layer):
+        if any(char in part for char in ',:\\"'):
+            raise HostError(f"Cannot use {part!r} for a container's layers: its name contains , : \\ or \".")
+    upper, work = (store.ensure_dir(os.path.join(layer, name), 0o755) for name in ("upper", "work"))
+    # The container sees the mode and owner of its root directory from the upper layer.
+    status = os.stat(lower)
+    os.chmod(upper, stat.S_IMODE(status.st_mode))
+    os.chown(upper, status.st_uid, status.st_gid)
+    _mount("overlay", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work},{_OVERLAY_OPTIONS}")
+
+
 class SharedTree:
     """Owns the directory ``path`` and the mounts in it. Use it after private_mounts()."""
 
@@ -36,23 +52,13 @@ class SharedTree:
 
     def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
-        for part in (lower, layer):
-            if any(char in part for char in ',:\\"'):
-                raise HostError(f"Cannot use {part!r} for a container's layers: its name contains , : \\ or \".")
-        for name in ("upper", "work"):
-            store.ensure_dir(os.path.join(layer, name), 0o755)
-        # The container sees the mode and owner of its root directory from the upper layer.
-        status = os.stat(lower)
-        os.chmod(os.path.join(layer, "upper"), stat.S_IMODE(status.st_mode))
-        os.chown(os.path.join(layer, "upper"), status.st_uid, status.st_gid)
-        options = f"lowerdir={lower},upperdir={layer}/upper,workdir={layer}/work,{_OVERLAY_OPTIONS}"
-        self._mount("overlay", self._make_point(container_id, "rootfs"), "overlay", 0, options)
+        mount_overlay(lower, layer, self._make_point(container_id, "rootfs"))
 
     def add_rootfs(self, container_id: str, path: str) -> None:
         """Bind the directory ``path``, with what is mounted below it, as the container's root."""
         if not os.path.isdir(path):
             raise ConfigError(f"The root file system {path} is not a directory.")
-        self._mount(path, self._make_point(container_id, "rootfs"), "", syscalls.MS_BIND | syscalls.MS_REC)
+        _mount(path, self._make_point(container_id, "rootfs"), "", syscalls.MS_BIND | syscalls.MS_REC)
 
     def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
         """Bind the host's file or directory ``source``; return its path below the share."""
@@ -66,10 +72,10 @@ class SharedTree:
         self._volumes[container_id] = number + 1
         relative = os.path.join("volumes", str(number))
         target = self._make_point(container_id, relative, directory=stat.S_ISDIR(mode))
-        self._mount(source, target, "", syscalls.MS_BIND | syscalls.MS_REC)
+        _mount(source, target, "", syscalls.MS_BIND | syscalls.MS_REC)
         if readonly:
             flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
-            self._mount("", target, "", flags)
+            _mount("", target, "", flags)
         return os.path.join(container_id, relative)
 
     def rootfs(self, container_id: str) -> str:
@@ -105,11 +111,12 @@ class SharedTree:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         return path
 
-    def _mount(self, source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
-        try:
-            syscalls.mount(source, target, fstype, flags, data)
-        except OSError as error:
-            raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
+
+def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
+    try:
+        syscalls.mount(source, target, fstype, flags, data)
+    except OSError as error:
+        raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
 
 
 def _names(directory: str) -> list[str]:

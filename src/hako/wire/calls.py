@@ -15,13 +15,22 @@ if TYPE_CHECKING:
 
 #: Version of the agent protocol: both sides must name the same one in Hello.
 PROTOCOL_VERSION = 1
-#: Longest JSON text of a call or answer, bytes. A config.json with every option is well below 1 MiB.
+#: Longest JSON text of a call or answer, bytes; a frame's data on this connection is never longer.
+#: A config.json with every option is well below 1 MiB.
 MAX_CALL = 2 << 20
 #: Bytes a receiver of a raw stream is ready to hold before it has granted more.
 WINDOW = 256 << 10
 #: Largest piece of a raw stream in one frame; small, so that calls are never stuck behind data for long.
 CHUNK = 64 << 10
-#: Longest error text that is passed on.
+#: Calls one side may have under way at a time; each process that is waited for is one.
+MAX_CALLS = 4096
+#: Containers in one VM.
+MAX_CONTAINERS = 512
+#: Processes added to one container by Exec and not deleted yet.
+MAX_EXECS = 1024
+#: Processes one Ps lists.
+MAX_PROCESSES = 2048
+#: Longest error text that is passed on, in characters.
 MAX_MESSAGE = 4096
 
 INVALID_ARGUMENT = 3
@@ -31,6 +40,7 @@ RESOURCE_EXHAUSTED = 8
 FAILED_PRECONDITION = 9
 UNIMPLEMENTED = 12
 INTERNAL = 13
+_LAST_CODE = 16
 
 
 class CallError(Exception):
@@ -48,13 +58,13 @@ class MalformedError(Exception):
 
 
 def encode_request(method: str, params: dict[str, Any]) -> bytes:
-    """Data of a request frame."""
-    return _dump({"method": method, "params": params})
+    """Data of a request frame. Raises CallError when it is longer than a call may be."""
+    return _limited(_dump({"method": method, "params": params}), f"the call {method}")
 
 
 def encode_result(result: dict[str, Any]) -> bytes:
-    """Data of a response frame for a call that worked."""
-    return _dump({"result": result})
+    """Data of a response frame for a call that worked. Raises CallError when it is longer than an answer may be."""
+    return _limited(_dump({"result": result}), "the answer")
 
 
 def encode_error(error: CallError) -> bytes:
@@ -83,9 +93,16 @@ def decode_response(data: bytes) -> dict[str, Any]:
     error = message.get("error")
     if isinstance(error, dict):
         code, text, exit_code = error.get("code"), error.get("message"), error.get("exit_code")
-        if type(code) is int and isinstance(text, str) and (exit_code is None or type(exit_code) is int):
+        valid_exit = exit_code is None or (type(exit_code) is int and exit_code in (126, 127))
+        if type(code) is int and 0 < code <= _LAST_CODE and isinstance(text, str) and valid_exit:
             raise CallError(code, text[:MAX_MESSAGE], exit_code)
     raise MalformedError("a response needs an object of results or an error")
+
+
+def _limited(data: bytes, what: str) -> bytes:
+    if len(data) > MAX_CALL:
+        raise CallError(RESOURCE_EXHAUSTED, f"{what} has {len(data)} bytes, more than the limit of {MAX_CALL}")
+    return data
 
 
 def _dump(value: object) -> bytes:

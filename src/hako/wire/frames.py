@@ -62,8 +62,9 @@ class Decoder:
     """Turns bytes, in pieces of any size, into frames.
 
     Holds at most one incomplete frame, so never more than ``max_data`` bytes plus a header plus the
-    piece just fed. Any input gives frames or FrameError, nothing else; after FrameError the
-    connection is of no use. Frames of unknown type are dropped, as ttrpc asks.
+    piece just fed. Any input gives frames or FrameError, nothing else; after FrameError, which also
+    takes the frames of the same piece with it, the connection is of no use and the decoder holds
+    nothing. Frames of unknown type are dropped, as ttrpc asks.
     """
 
     def __init__(self, max_data: int = MAX_DATA) -> None:
@@ -85,6 +86,7 @@ class Decoder:
         while size - start >= HEADER.size:
             length, stream, kind, flags = HEADER.unpack_from(buffer, start)
             if length > self._max_data:
+                buffer.clear()
                 raise FrameError(f"a frame of {length} bytes exceeds the limit of {self._max_data}")
             end = start + HEADER.size + length
             if size < end:

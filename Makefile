@@ -1,0 +1,45 @@
+# The targets that people use. What they do is in scripts/.
+
+PYTHON = .venv/bin/python
+PYTEST = $(PYTHON) -m pytest
+# Two workers suit two cores; virtual machines under emulation keep one busy each.
+JOBS ?= 2
+
+.PHONY: run install test lint bench docs clean uninstall dev help
+
+help:
+	@echo "make run        install hako and run a first container in its own virtual machine"
+	@echo "make test       install what the tests need and run all of them"
+	@echo "make lint       the checks of the source alone: types, style, imports, documents"
+	@echo "make bench      measure hako beside runc"
+	@echo "make docs       write the pages that are made from tables"
+	@echo "make clean      remove what was made inside this directory"
+	@echo "make uninstall  remove hako, its images, its containers and its packages"
+
+run: install
+	@bash scripts/first-run.sh
+
+install:
+	@bash scripts/install.sh
+
+dev:
+	@bash scripts/install-test-deps.sh
+
+test: dev
+	$(PYTEST) -n $(JOBS) $(ARGS)
+
+lint: dev
+	$(PYTEST) tests/repo $(ARGS)
+
+bench: dev
+	$(PYTHON) bench/run.py $(ARGS)
+
+docs: dev
+	PYTHONPATH=src $(PYTHON) -m hako.config.reference docs/configuration.md
+
+clean:
+	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+uninstall:
+	@bash scripts/uninstall.sh

@@ -1,0 +1,9 @@
+# shellcheck shell=bash disable=SC2034
+# The Debian packages that hako needs on the host. The guest's packages are not among them: they are fetched when the
+# guest image is built and never installed here. Sourced.
+
+# util-linux (setpriv), iproute2 (ip, tc) and passwd are part of nearly every Debian, but not of a minimal container.
+PACKAGES="qemu-system-x86 zstd skopeo umoci util-linux iproute2 ca-certificates passwd"
+
+# What only the tests use: a registry to pull from, a terminal to type into, a check of the scripts.
+TEST_PACKAGES="docker-registry tmux shellcheck"

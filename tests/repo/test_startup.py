@@ -1,0 +1,62 @@
+"""What is imported at start-up: the command line pays it on each call, the guest on each boot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from support import source
+
+_PYTHON = os.path.realpath(sys.executable)
+
+#: 10 to 50 ms each; a command that needs one imports it where it does.
+SLOW = {"asyncio", "logging", "subprocess", "tomllib", "tarfile", "dataclasses", "difflib", "ssl", "urllib.request"}
+#: Slower still in a virtual machine without KVM. (json and signal bring re and enum with them.)
+NOT_IN_GUEST = {*SLOW, "typing", "contextlib", "selectors", "socket", "shutil", "tempfile", "argparse", "threading"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that are loaded when ``code`` has run in a fresh interpreter without site packages."""
+    program = f"import sys; sys.path.append({source.SOURCE!r})\n{code}\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [_PYTHON, "-IS", "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def test_the_probe_sees_what_is_imported() -> None:
+    assert "asyncio" in modules_after("import asyncio")
+
+
+def test_importing_hako_imports_nothing_else() -> None:
+    before = modules_after("pass")
+    assert modules_after("import hako") - before <= {"hako", "__future__"}
+
+
+@pytest.mark.parametrize("module", ["hako.agent.main", "hako.wire.frames", "hako.wire.calls", "hako.linux.syscalls"])
+def test_the_guest_imports_little(module: str) -> None:
+    assert not modules_after(f"import {module}") & NOT_IN_GUEST
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--help"]])
+def test_the_command_line_starts_without_slow_modules(arguments: list[str]) -> None:
+    run = "try:\n    ended = main()\nexcept SystemExit as stop:\n    ended = stop.code\nassert not ended"
+    code = f"sys.argv = {['hako', *arguments]!r}\nfrom hako.cli.main import main\n{run}"
+    assert not modules_after(code) & SLOW
+
+
+@pytest.mark.parametrize("module", ["hako.config", "hako.log", "hako.store", "hako.ids", "hako.units", "hako.paths"])
+def test_shared_modules_are_quick_to_import(module: str) -> None:
+    allowed = {"tempfile", "shutil"} if module == "hako.store" else set()
+    assert not modules_after(f"import {module}") & (SLOW - allowed)
+
+
+def test_loading_no_configuration_reads_no_toml() -> None:
+    code = "import os; os.environ['HAKO_CONFIG'] = ''; import hako.config; hako.config.load()"
+    if os.path.exists("/etc/hako"):
+        pytest.skip("this machine has a configuration")
+    assert not modules_after(code) & SLOW

@@ -1,0 +1,69 @@
+"""What a test run has left behind: processes, mounts and files that belong to its own directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+
+def processes(root: str) -> dict[int, str]:
+    """The processes that were given something below ``root``, by command line or environment; not this one."""
+    wanted = root.rstrip("/").encode() + b"/"
+    found = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            cmdline = _read(f"/proc/{name}/cmdline")
+            if wanted in cmdline or wanted in _read(f"/proc/{name}/environ"):
+                found[int(name)] = cmdline.replace(b"\0", b" ").decode(errors="replace").strip() or "(no command line)"
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def mounts(root: str) -> list[str]:
+    """The mount points below ``root``, innermost first."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        points = [line.split()[4] for line in file]
+    return [point for point in reversed(points) if point.startswith(root.rstrip("/") + "/")]
+
+
+def files(root: str) -> list[str]:
+    """What is below ``root`` other than directories and lock files, which may stay for the next sandbox."""
+    return [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if not name.endswith(("lock", ".lock"))
+    ]
+
+
+def wait_gone(root: str, seconds: float) -> dict[int, str]:
+    """The processes of ``root`` that are still there after at most ``seconds`` in which they may end."""
+    deadline = time.monotonic() + seconds
+    while (left := processes(root)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def clean(root: str) -> None:
+    """End the processes of ``root``, undo its mounts and remove it, whatever state it is in."""
+    for pid in processes(root):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    wait_gone(root, 5)
+    for point in mounts(root):
+        subprocess.run(["umount", "--lazy", point], check=False)
+    if not mounts(root):  # never delete through a mount: the host's own files could be below it
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
