@@ -244,7 +244,13 @@ class Sandbox:
         container_id = name or ids.new_id()
         fds = capture.named(stdin, stdout, stderr)
         params = requests.create(
-            container_id, built.spec, lower=built.lower, stdio=list(fds), start=start, image=built.image, digest=built.digest
+            container_id,
+            built.spec,
+            lower=built.lower,
+            stdio=list(fds),
+            start=start,
+            image=built.image,
+            digest=built.digest,
         )
         await _call(self.id, "Create", params, list(fds.values()))
         return Container(self.id, container_id)

@@ -156,9 +156,7 @@ class Container:
         """Thaw them."""
         self._call("Resume")
 
-    def update(
-        self, *, memory: int | str | None = None, cpus: float | None = None, pids: int | None = None
-    ) -> None:
+    def update(self, *, memory: int | str | None = None, cpus: float | None = None, pids: int | None = None) -> None:
         """Change limits: memory in bytes or as ``64m``, CPUs, number of processes."""
         self._call("Update", resources=requests.resources(memory, cpus, pids))
 
@@ -273,13 +271,21 @@ class Sandbox:
         options after a colon if need be. ``stdin``, ``stdout``, ``stderr`` are descriptors; None is nothing.
         """
         built = build(
-            Build(image or self.image, args, env or {}, cwd, user, hostname, memory, cpus, mounts, tmpfs, read_only, tty),
+            Build(
+                image or self.image, args, env or {}, cwd, user, hostname, memory, cpus, mounts, tmpfs, read_only, tty
+            ),
             self.config,
         )
         container_id = name or ids.new_id()
         fds = capture.named(stdin, stdout, stderr)
         params = requests.create(
-            container_id, built.spec, lower=built.lower, stdio=list(fds), start=start, image=built.image, digest=built.digest
+            container_id,
+            built.spec,
+            lower=built.lower,
+            stdio=list(fds),
+            start=start,
+            image=built.image,
+            digest=built.digest,
         )
         client.call(self.id, "Create", params, list(fds.values()))
         return Container(self.id, container_id)

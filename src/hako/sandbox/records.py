@@ -109,7 +109,8 @@ def _valid(state: dict[str, Any] | None) -> bool:
     """Whether ``state`` has everything that the rest of hako relies on."""
     if state is None or state.get("version") != STATE_VERSION:
         return False
-    kinds = {"spec": dict, "status": str, "created_ns": int, "pid": int, "vm_pid": int, "error": str, "containers": dict}
+    kinds: dict[str, type] = {"spec": dict, "containers": dict, "status": str, "error": str}
+    kinds |= {"created_ns": int, "pid": int, "vm_pid": int}
     if any(type(state.get(key)) is not kind for key, kind in kinds.items()):
         return False
     try:

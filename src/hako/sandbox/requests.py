@@ -86,7 +86,11 @@ def create(
     digest: str = "",
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Parameters of Create. ``digest`` is the image to keep for as long as the container lives; ``lower`` is a directory to be seen through a writable layer, None for the spec's root."""
+    """Parameters of Create.
+
+    ``lower`` is a directory to be seen through a writable layer, None for the spec's root. ``digest`` is the
+    image to keep for as long as the container lives.
+    """
     params: dict[str, Any] = {"container": container_id, "spec": spec, "stdio": list(stdio), "start": start}
     params |= {"main": main, "log": log, "keep_stdin": keep_stdin, "image": image, "digest": digest}
     if lower is not None:

@@ -3,6 +3,10 @@
     <shared>/<container>/rootfs      overlay or bind mount
     <shared>/<container>/volumes/N   bind mount of a host directory or file
 
+The guest may write below these mounts, but not between them: the directories that lead to them are seen
+through a read-only mount of <shared>.points, where they are made. Otherwise a guest that has been taken over
+could put a symbolic link in their place and have the next mount, or the next clean-up, happen elsewhere.
+
 The mounts belong to the namespace: when the sandbox process and QEMU are gone, however they ended, so are
 the mounts.
 """
@@ -48,7 +52,11 @@ class SharedTree:
 
     def __init__(self, path: str) -> None:
         self.path = store.ensure_dir(path, 0o700)
+        self._points = store.ensure_dir(path + ".points", 0o700)
         self._volumes: dict[str, int] = {}
+        _mount(self._points, path, "", syscalls.MS_BIND)
+        readonly = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+        _mount("", path, "", readonly | syscalls.MS_NOSUID | syscalls.MS_NODEV)
 
     def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
@@ -62,6 +70,8 @@ class SharedTree:
 
     def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
         """Bind the host's file or directory ``source``; return its path below the share."""
+        if not os.path.isabs(source):
+            raise ConfigError(f"Cannot mount {source!r} into the container: its path is not absolute.")
         try:
             mode = os.stat(source).st_mode
         except OSError as error:
@@ -74,8 +84,7 @@ class SharedTree:
         target = self._make_point(container_id, relative, directory=stat.S_ISDIR(mode))
         _mount(source, target, "", syscalls.MS_BIND | syscalls.MS_REC)
         if readonly:
-            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
-            _mount("", target, "", flags)
+            _make_readonly(target)
         return os.path.join(container_id, relative)
 
     def rootfs(self, container_id: str) -> str:
@@ -84,12 +93,13 @@ class SharedTree:
 
     def remove(self, container_id: str) -> None:
         """Unmount and remove what ``container_id`` has. Never deletes anything below a mount."""
-        base = os.path.join(self.path, container_id)
+        base = os.path.join(self._points, container_id)
         volumes = os.path.join(base, "volumes")
-        points = [os.path.join(volumes, name) for name in _names(volumes)] + [os.path.join(base, "rootfs")]
-        for point in points:
+        for relative in [*(os.path.join("volumes", name) for name in _names(volumes)), "rootfs"]:
+            point = os.path.join(base, relative)
             if os.path.lexists(point):
-                _unmount(point)
+                _unmount(os.path.join(self.path, container_id, relative))
+                # Seen from here nothing is, or ever was, mounted at this place.
                 os.rmdir(point) if os.path.isdir(point) else os.unlink(point)
         for directory in (volumes, base):
             if os.path.isdir(directory):
@@ -98,18 +108,21 @@ class SharedTree:
 
     def close(self) -> None:
         """Remove everything."""
-        for name in _names(self.path):
+        for name in _names(self._points):
             self.remove(name)
+        _unmount(self.path)
         os.rmdir(self.path)
+        os.rmdir(self._points)
 
     def _make_point(self, container_id: str, relative: str, *, directory: bool = True) -> str:
-        path = os.path.join(self.path, container_id, relative)
-        store.ensure_dir(os.path.dirname(path), 0o755)
+        """Make a place to mount something at; return its path below the read-only mount."""
+        point = os.path.join(self._points, container_id, relative)
+        store.ensure_dir(os.path.dirname(point), 0o755)
         if directory:
-            store.ensure_dir(path, 0o755)
+            store.ensure_dir(point, 0o755)
         else:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        return path
+            os.close(os.open(point, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        return os.path.join(self.path, container_id, relative)
 
 
 def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:
@@ -117,6 +130,14 @@ def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") ->
         syscalls.mount(source, target, fstype, flags, data)
     except OSError as error:
         raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
+
+
+def _make_readonly(target: str) -> None:
+    """Make what is mounted at ``target``, and below it, read-only."""
+    try:
+        syscalls.make_readonly(target)
+    except OSError as error:
+        raise HostError(f"Cannot make the mount {target} read-only: {error.strerror}.") from error
 
 
 def _names(directory: str) -> list[str]:
