@@ -18,7 +18,8 @@ LAYERS = (
     {"hypervisor", "guestimage", "ociimage"},
     {"oci"},
     {"config"},
-    {"store", "proc", "ids", "units", "arch", "log"},
+    {"store"},
+    {"proc", "ids", "units", "arch", "log"},
     {"paths", "errors", "version", "log_output"},
     {"wire", "linux"},
 )

@@ -191,8 +191,8 @@ class Channel:
         connection = self._connection
         self._calls += 1
         try:
-            if self._calls > calls.MAX_CALLS:
-                raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"{calls.MAX_CALLS} calls are under way already")
+            if self._calls > calls.MAX_CALLS or self._urgent_size > _MAX_ANSWERS:
+                raise calls.CallError(calls.RESOURCE_EXHAUSTED, "too many calls, or answers to them, are under way")
             method, params = calls.decode_request(frame.data)
             answer = calls.encode_result(await self._handler(method, params))
         except calls.CallError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 
 from hako.agent import cgroups, system
@@ -122,7 +122,7 @@ class Service:
             if not isinstance(text, str) or len(text) > 4096:
                 raise _bad("entropy: not base64 text of at most 4096 characters")
             try:
-                system.add_entropy(base64.b64decode(text, validate=True))
+                system.add_entropy(binascii.a2b_base64(text, strict_mode=True))
             except ValueError as error:
                 raise _bad("entropy: not base64 text") from error
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _socket
-import array
 import fcntl
 import os
 import struct
@@ -88,13 +87,11 @@ class Stdio:
             _, ancillary, _, _ = connection.recvmsg(4096, _socket.CMSG_SPACE(4))
         finally:
             connection.close()
-        fds = array.array("i")
         for level, kind, data in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        if not fds:
+            if level == _socket.SOL_SOCKET and kind == _SCM_RIGHTS and len(data) >= 4:
+                (self._tty,) = struct.unpack_from("i", data)
+        if self._tty < 0:
             raise calls.CallError(calls.INTERNAL, "crun sent no terminal")
-        self._tty = fds[0]
         os.set_inheritable(self._tty, False)
         # Two descriptors of their own, so that input and output can end apart.
         if self._numbers[0] is not None:

@@ -133,4 +133,4 @@ def copy_path(
     source: Source, destination: Destination, place: Place, shown: str, skipped: Callable[[str], None]
 ) -> None:
     """Copy ``source`` to ``destination`` in ``place``."""
-    copy(read_tree(source.parent, source.name, skipped), writer_for(source, destination, place, shown))
+    copy(read_tree(source.parent, source.name, skipped), writer_for(source, destination, place, shown), shown)

@@ -84,10 +84,13 @@ class _Exactly(io.RawIOBase):
         self._left = size
 
     def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes."""
+        """Exactly ``size`` bytes, less only at the end."""
         wanted = self._left if size < 0 else min(size, self._left)
-        data = self._file.read(wanted) if self._file is not None and wanted else b""
-        if wanted and not data:
-            self._file, data = None, bytes(wanted)
-        self._left -= len(data)
-        return data
+        data = bytearray()
+        while len(data) < wanted:
+            piece = self._file.read(wanted - len(data)) if self._file is not None else b""
+            if not piece:
+                piece = bytes(wanted - len(data))
+            data += piece
+        self._left -= wanted
+        return bytes(data)

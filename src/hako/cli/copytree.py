@@ -236,11 +236,11 @@ def _make_way(parent: int, name: str, entry: Entry) -> None:
         raise ConfigError(f"{_shown(entry, name)} is a directory there and something else here.") from None
 
 
-def copy(entries: Iterator[Entry], writer: TreeWriter) -> None:
-    """Write all of ``entries``. Raises HakoError with the path that could not be written."""
+def copy(entries: Iterator[Entry], writer: TreeWriter, shown: str) -> None:
+    """Write all of ``entries``. Raises HakoError with the path that could not be written, below ``shown``."""
     for entry in entries:
         try:
             writer.write(entry)
         except OSError as error:
-            raise HakoError(f"Cannot write {'/'.join(entry.path) or 'the copy'}: {error.strerror}.") from error
+            raise HakoError(f"Cannot copy to {'/'.join((shown, *entry.path))}: {error.strerror}.") from error
     writer.finish()

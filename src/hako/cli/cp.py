@@ -95,7 +95,7 @@ def _copy_in(target: containers.Target, source: str, destination: str, *, follow
     elif to.name:
         raise ConfigError(f"Cannot unpack an archive to {shown}: there is no such directory.")
     else:
-        copytree.copy(copytar.read_tar(sys.stdin.buffer, skipped), copytree.TreeWriter(to.parent, "."))
+        copytree.copy(copytar.read_tar(sys.stdin.buffer, skipped), copytree.TreeWriter(to.parent, "."), shown)
 
 
 def _find_inside(inside: Place, path: str, *, follow: bool) -> Source:

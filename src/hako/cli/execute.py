@@ -20,7 +20,7 @@ def parser() -> options.Parser:
     options.add_process_options(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="start it and do not wait")
     parser.add_argument("container", metavar="CONTAINER")
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
+    options.add_command(parser, "what to run, with its arguments")
     return parser
 
 

@@ -155,6 +155,12 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="names or numbers")
 
 
+def add_command(parser: argparse.ArgumentParser, help: str) -> None:
+    """The container's command: all that is left, options included."""
+    action = parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help=help)
+    action.required = False
+
+
 def check_terminal(*, tty: bool, interactive: bool) -> None:
     """Refuse ``-i -t`` without a terminal. Raises ConfigError."""
     if tty and interactive and not os.isatty(0):

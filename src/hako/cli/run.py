@@ -47,7 +47,7 @@ def parser() -> options.Parser:
         help="when to ask the registry for the image (default: missing)")  # fmt: skip
     add("--network", default="none", choices=("none",), help="none: loopback only; there is no other network yet")
     add("image", metavar="IMAGE", help="a name, or the path of an archive, OCI layout or root directory")
-    add("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="replaces the image's command")
+    options.add_command(parser, "replaces the image's command")
     return parser
 
 

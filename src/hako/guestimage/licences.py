@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-_UNKNOWN = "see copyright"
+_PROSE = "see copyright"
 _COMMON = re.compile(r"/usr/share/common-licenses/([A-Za-z0-9][A-Za-z0-9.+-]*[A-Za-z0-9])")
 
 
@@ -25,8 +25,8 @@ def copyright_text(root: str, package: str) -> bytes | None:
 def licence_names(text: bytes) -> list[str]:
     """Short names of the licences that a copyright file names, sorted.
 
-    Machine-readable files say ``License: NAME``; of others, the licences that they refer to in Debian's
-    collection of common licences count. When neither is there: "see copyright".
+    Machine-readable files say ``License: NAME``. Others are prose: the licences that they refer to in Debian's
+    collection of common licences are named, and "see copyright", for there may be more.
     """
     decoded = text.decode(errors="replace")
     names = set()
@@ -35,5 +35,4 @@ def licence_names(text: bytes) -> list[str]:
             field, _, value = line.partition(":")
             if field.lower() == "license" and value.strip():
                 names.add(value.strip())
-    names = names or set(_COMMON.findall(decoded))
-    return sorted(names) or [_UNKNOWN]
+    return sorted(names) or [*sorted(set(_COMMON.findall(decoded))), _PROSE]

@@ -220,6 +220,8 @@ class Sandbox:
     async def launch(self) -> None:
         """Start the sandbox; ``async with`` does it by itself."""
         self._owner = await asyncio.to_thread(daemon.spawn, self._spec)
+        if not self._spec.owned:
+            self._release()
 
     async def wait_ready(self) -> dict[str, Any]:
         """Wait until the VM's agent has answered; return what the VM is."""
@@ -289,9 +291,12 @@ class Sandbox:
         except NotFoundError:
             pass
         finally:
-            if self._owner is not None:
-                self._owner.close()
-                self._owner = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
 
 
 async def _finish(pipes: capture.Pipes, process: Process, timeout: float | None) -> Result:

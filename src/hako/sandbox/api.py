@@ -206,6 +206,8 @@ class Sandbox:
         )  # fmt: skip
         self.id = spec.id
         self._owner: socket.socket | None = daemon.spawn(spec)
+        if not owned:
+            self._release()
 
     @classmethod
     def load(cls, ref: str) -> Sandbox:
@@ -336,9 +338,12 @@ class Sandbox:
         except NotFoundError:
             pass
         finally:
-            if self._owner is not None:
-                self._owner.close()
-                self._owner = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
 
     def delete(self) -> None:
         """Stop the sandbox and remove what it retained."""

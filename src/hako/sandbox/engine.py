@@ -139,6 +139,7 @@ class Engine:
         self.tree.close()
 
     def _save(self) -> None:
+        self.state["trace"] = self.trace.phases
         try:
             records.write(self.state)
         except HakoError as error:

@@ -184,7 +184,7 @@ def find(ref: str) -> dict[str, Any]:
     """The sandbox with the name, id or unambiguous id prefix ``ref``. Raises NotFoundError, ConfigError."""
     states = list_states()
     for state in states:
-        if ref in (state["spec"]["id"], state["spec"]["name"]):
+        if ref and ref in (state["spec"]["id"], state["spec"]["name"]):
             return state
     matches = [state for state in states if ref and str(state["spec"]["id"]).startswith(ref)]
     if len(matches) > 1:

@@ -61,10 +61,15 @@ def test_typing_without_the_keys_arrives_whole(pieces: list[bytes]) -> None:
 
 def test_raw_mode_is_undone(tty: tuple[int, int]) -> None:
     before = termios.tcgetattr(tty[1])
-    with pytest.raises(RuntimeError, match="in between"), RawMode(tty[1]):
-        raw = termios.tcgetattr(tty[1])
-        assert not raw[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
-        raise RuntimeError("in between")
+
+    def fail() -> None:
+        with RawMode(tty[1]):
+            raw = termios.tcgetattr(tty[1])
+            assert not raw[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail()
     assert termios.tcgetattr(tty[1]) == before
 
 

@@ -42,8 +42,8 @@ def read(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
 def test_golden_bytes() -> None:
     tree = Tree()
     tree.add_file("a", b"hello")
-    head = b"070701" b"00000001" b"000081A4" b"00000000" b"00000000" b"00000001" b"00000000" b"00000005"
-    head += b"00000000" b"00000000" b"00000000" b"00000000" b"00000002" b"00000000"
+    head = b"07070100000001000081A40000000000000000000000010000000000000005"
+    head += b"000000000000000000000000000000000000000200000000"
     end = b"070701" + b"00000000" * 4 + b"00000001" + b"00000000" * 6 + b"0000000B" + b"00000000"
     assert tree.to_cpio() == head + b"a\0" + b"hello\0\0\0" + end + b"TRAILER!!!\0" + b"\0\0\0"
 

@@ -59,7 +59,7 @@ def talk(qmp: socket.socket, behaviour: list[str]) -> None:
             sys.exit(0)
         if "hostile-event" in behaviour:
             event("SHUTDOWN", guest=True, reason=["x"])
-            event("STOP", **{"id": None})
+            event("STOP", id=None)
             sys.exit(0)
         if "die" in behaviour:
             os.kill(os.getpid(), signal.SIGKILL)

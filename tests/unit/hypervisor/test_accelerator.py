@@ -87,9 +87,7 @@ def test_tcg_with_the_reason_when_none_boots(probe: Probe, choose: Choose) -> No
     assert len(probe.specs) == 1
 
 
-def test_no_probe_when_the_device_is_of_no_use(
-    probe: Probe, choose: Choose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_probe_when_the_device_is_of_no_use(probe: Probe, choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "device_problem", lambda: "/dev/kvm does not exist")
     assert choose("auto") == ("tcg", "/dev/kvm does not exist")
     with pytest.raises(HostError, match="/dev/kvm does not exist"):

@@ -1,0 +1,190 @@
+"""What every hypervisor driver promises, kept by the pretended VM that tests use and by QEMU alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hako.errors import ConfigError, HypervisorError, StateError
+from hako.hypervisor import probe_guest
+from hako.hypervisor.base import AgentChannel, Hypervisor, Rng, VmSpec
+from hako.hypervisor.qemu import QemuVm
+from hako.testing.hypervisor import FakeVm
+
+_LIMIT = 120
+
+
+class Driver:
+    """Makes VMs of one kind, with guests of which the tests know what they do."""
+
+    def __init__(self, kind: str, kernel: str, initrd: str) -> None:
+        self.kind = kind
+        #: A guest that stays: without an initrd and a file system the kernel panics, and waits for ever.
+        self.staying = VmSpec("contract", kernel, None, "console=ttyS0 quiet", 256 << 20)
+        #: A guest that says probe_guest.MARKER on its console and powers off.
+        self.leaving = self.staying._replace(initrd=initrd, cmdline="console=ttyS0 quiet rdinit=/init panic=-1")
+
+    def make(self, spec: VmSpec, console_log: str | None = None) -> Hypervisor:
+        """A VM that was not started."""
+        return QemuVm(spec, console_log=console_log) if self.kind == "qemu" else FakeVm(spec, console_log=console_log)
+
+    def let_leave(self, vm: Hypervisor) -> None:
+        """What the guest of ``leaving`` does by itself, done for one that is pretended."""
+        if isinstance(vm, FakeVm):
+            vm.say(probe_guest.MARKER.encode() + b"\r\n")
+            vm.end()
+
+
+@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.system)])
+def driver(request: pytest.FixtureRequest, tmp_path: os.PathLike[str]) -> Iterator[Driver]:
+    """Each driver in turn."""
+    if request.param == "fake":
+        yield Driver("fake", "/nonexistent", "/nonexistent")
+        return
+    image = request.getfixturevalue("guest_image")
+    initrd = os.path.join(tmp_path, "initrd")
+    with open(initrd, "wb") as file:
+        file.write(probe_guest.initrd())
+    os.chmod(initrd, 0o644)
+    yield Driver("qemu", image.kernel, initrd)
+
+
+def run(vm: Hypervisor, body: Callable[[Any], Awaitable[None]]) -> None:
+    """Run ``body`` in a loop of its own; at the end nothing may be left."""
+
+    async def main() -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        async with asyncio.timeout(_LIMIT):
+            try:
+                await body(vm)
+            finally:
+                await vm.kill()
+                await vm.kill()
+        assert vm.pid is None
+        assert set(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(main())
+
+
+def test_a_life(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        assert vm.pid is None
+        await vm.start()
+        assert vm.pid is not None
+        os.kill(vm.pid, 0)
+        assert await vm.status() == "running"
+        await vm.pause()
+        assert await vm.status() == "paused"
+        await vm.pause()
+        await vm.resume()
+        assert await vm.status() == "running"
+        end = await vm.stop()
+        assert (end.code, end.signal, end.reason, end.requested) == (0, None, "it was stopped", True)
+        assert await vm.wait() == end
+        assert await vm.status() == "exited"
+        assert vm.pid is None
+
+    run(driver.make(driver.staying), body)
+
+
+def test_the_guest_powers_off(driver: Driver, tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "console.log")
+
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        driver.let_leave(vm)
+        end = await vm.wait()
+        assert (end.code, end.signal, end.reason, end.requested) == (0, None, "the guest powered off", False)
+        assert probe_guest.MARKER in end.console_tail
+        assert probe_guest.MARKER in vm.console_tail()
+        assert len(vm.console_tail(1)) == 1
+        assert await vm.stop() == end
+        assert await vm.kill() == end
+        with open(path, "rb") as file:
+            assert probe_guest.MARKER.encode() in file.read()
+
+    run(driver.make(driver.leaving, console_log=path), body)
+
+
+def test_kill(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        waiting = [asyncio.create_task(vm.wait()) for _ in range(3)]
+        end = await vm.kill()
+        assert end is not None
+        assert (end.code, end.signal, end.requested) == (None, signal.SIGKILL, True)
+        assert await asyncio.gather(*waiting) == [end] * 3
+
+    run(driver.make(driver.staying), body)
+
+
+def test_a_dead_vm_obeys_no_more_and_says_why(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        await vm.stop()
+        for call in (vm.pause, vm.resume):
+            with pytest.raises(HypervisorError, match="The VM of contract ended: it was stopped"):
+                await call()
+
+    run(driver.make(driver.staying), body)
+
+
+def test_before_the_start(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        for call in (vm.wait, vm.pause, vm.resume, vm.status, vm.stop):
+            with pytest.raises(StateError):
+                await call()
+        with pytest.raises(StateError):
+            _ = vm.agent_socket
+        assert vm.console_tail() == []
+        assert await vm.kill() is None
+
+    run(driver.make(driver.staying), body)
+
+
+def test_a_vm_starts_once(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(StateError, match="started already"):
+            await vm.start()
+        assert await vm.status() == "running"
+
+    run(driver.make(driver.staying), body)
+
+
+def test_the_agent_channel_ends_with_the_vm(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        channel = vm.agent_socket
+        with pytest.raises(BlockingIOError):
+            channel.recv(1)
+        await vm.stop()
+        assert channel.recv(1) == b""
+
+    run(driver.make(driver.staying._replace(devices=(AgentChannel(),))), body)
+
+
+def test_no_agent_channel_unless_asked_for(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(StateError, match="no agent channel"):
+            _ = vm.agent_socket
+
+    run(driver.make(driver.staying._replace(devices=(Rng(),))), body)
+
+
+@pytest.mark.parametrize("change", [{"vcpus": 0}, {"memory": 1}, {"id": "a/b"}, {"accelerator": "warp"}])
+def test_impossible_descriptions_are_refused(driver: Driver, change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        driver.make(driver.staying._replace(**change))
+
+
+def test_capabilities(driver: Driver) -> None:
+    vm = driver.make(driver.staying)
+    assert vm.capabilities.pause
+    assert "tcg" in vm.capabilities.accelerators

@@ -1,0 +1,99 @@
+"""What is killed in the middle of everything: each part once. A clear report, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from conftest import Roots, RunHako
+from support import leaks
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("guest_image", "busybox_image")]
+
+
+@pytest.fixture
+def running(hako_cmd: list[str], run_hako: RunHako, roots: Roots) -> Iterator[subprocess.Popen[bytes]]:
+    """A ``hako run`` in the foreground whose container is called ``victim``; at the end nothing of it is left."""
+    argv = [*hako_cmd, "run", "--name", "victim", "busybox", "sh", "-c", "echo ready; sleep 1000"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        yield child
+        child.kill()
+    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
+    assert leaks.mounts(roots.base) == []
+    assert leaks.files(roots.state) == []
+    assert os.listdir(os.path.join(roots.state, "sandboxes")) == []
+    run_hako("rm", "-f", "victim", check=False)
+    assert os.listdir(os.path.join(roots.data, "sandboxes")) == []
+
+
+def sandbox(run_hako: RunHako) -> dict[str, int]:
+    """The processes of the container ``victim``."""
+    (found,) = json.loads(run_hako("inspect", "victim").stdout)
+    pids: dict[str, int] = found["sandbox"]
+    return pids
+
+
+def said(child: subprocess.Popen[bytes]) -> str:
+    """What ``hako run`` says when it ends."""
+    assert child.stderr is not None
+    return child.stderr.read().decode()
+
+
+def test_the_vm_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako) -> None:
+    os.kill(sandbox(run_hako)["vm_pid"], signal.SIGKILL)
+    text = said(running)
+    assert running.wait(30) == 137
+    assert text.startswith("hako: The VM of ")
+    assert "SIGKILL" in text or "killed" in text
+    assert len(text.splitlines()) == 1
+    (found,) = json.loads(run_hako("inspect", "victim").stdout)
+    assert (found["status"], found["exit_status"]) == ("stopped", 137)
+    assert found["error"]
+
+
+def test_the_sandbox_process_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako) -> None:
+    pids = sandbox(run_hako)
+    os.kill(pids["pid"], signal.SIGKILL)
+    assert said(running) == "hako: The sandbox process was killed.\n"
+    assert running.wait(30) == 137
+    (found,) = json.loads(run_hako("inspect", "victim").stdout)
+    assert (found["status"], found["exit_status"]) == ("stopped", 137)
+    assert not os.path.exists(f"/proc/{pids['vm_pid']}")
+
+
+def test_the_sandbox_process_of_a_background_container_is_killed(run_hako: RunHako, roots: Roots) -> None:
+    run_hako("run", "-d", "--name", "victim", "busybox", "sleep", "1000")
+    os.kill(sandbox(run_hako)["pid"], signal.SIGKILL)
+    # Nobody asks: the guardian alone cleans up.
+    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
+    assert os.listdir(os.path.join(roots.state, "sandboxes")) == []
+    assert "Exited (137)" in run_hako("ps", "-a").stdout
+    run_hako("rm", "victim")
+
+
+def test_the_client_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako, roots: Roots) -> None:
+    running.kill()
+    assert running.wait(30) == -9
+    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 20) == {}
+    assert "Exited (137)" in run_hako("ps", "-a").stdout
+
+
+def test_the_vm_is_killed_under_an_exec(
+    running: subprocess.Popen[bytes], hako_cmd: list[str], run_hako: RunHako
+) -> None:
+    argv = [*hako_cmd, "exec", "victim", "sh", "-c", "echo in; sleep 1000"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"in\n"
+        os.kill(sandbox(run_hako)["vm_pid"], signal.SIGKILL)
+        text = said(child)
+        assert child.wait(30) == 137
+        assert text.startswith("hako: The VM of ")
+        assert len(text.splitlines()) == 1

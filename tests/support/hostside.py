@@ -1,0 +1,61 @@
+"""The host's side of the agent connection for tests: a client, its streams, a container's config.json."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from hako.errors import HakoError
+from hako.sandbox.agent_client import AgentClient, OutputStream
+from hako.testing.agent import LocalAgent
+
+Body = Callable[[AgentClient, LocalAgent], Awaitable[None]]
+
+
+def with_agent(directory: str, body: Body, seconds: float = 60.0) -> None:
+    """Run ``body`` with a client of a LocalAgent."""
+    with LocalAgent(directory) as agent:
+
+        async def main() -> None:
+            client = AgentClient(agent.socket)
+            try:
+                await asyncio.wait_for(body(client, agent), seconds)
+            finally:
+                client.close()
+
+        asyncio.run(main())
+
+
+def config(*args: str, terminal: bool = False, **annotations: str) -> dict[str, Any]:
+    """A config.json that runs ``args``."""
+    process = {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal}
+    marks = {key.replace("_", "."): value for key, value in annotations.items()}
+    return {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": process, "annotations": marks}
+
+
+async def read_all(output: OutputStream) -> bytes:
+    """Everything to the end of ``output``."""
+    data = b""
+    while piece := await output.read():
+        data += piece
+        output.consumed(len(piece))
+    return data
+
+
+async def failure(call: Awaitable[object]) -> HakoError:
+    """The error that ``call`` ends with."""
+    try:
+        await call
+    except HakoError as error:
+        return error
+    pytest.fail("it did not fail")
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for ``condition()`` to be true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
