@@ -102,6 +102,7 @@ class Command:
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores
             if wait:
                 with open(os.path.join(self.home, "start"), "rb") as file:
                     file.read()

@@ -13,6 +13,7 @@ import pytest
 from hako.errors import AgentError, CommandError, ConfigError, ExistsError, NotFoundError, StateError
 from hako.sandbox.agent_client import AgentClient
 from hako.testing.agent import LocalAgent
+from hako.wire.calls import WINDOW
 from support.hostside import config, failure, read_all, until, with_agent
 
 
@@ -90,6 +91,7 @@ def test_exec(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [False, True])
 def test_a_command_that_does_not_exist(tmp_path: Path, start: bool) -> None:
     async def body(client: AgentClient, agent: LocalAgent) -> None:
+        await client.call("Info", {})  # it is up
         before = agent.open_files()
         output = client.open_output()
         error = await failure(create(client, "c", "nope", start=start, stdio={"stdout": output.number}))
@@ -121,6 +123,7 @@ def test_an_exec_of_what_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_creation_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     async def body(client: AgentClient, agent: LocalAgent) -> None:
+        await client.call("Info", {})  # it is up
         before = agent.open_files()
         error = await failure(create(client, "c", "sleep", "60", spec=config("sleep", "60", fail="create")))
         assert "create c: create fails because the test wants it to" in str(error)
@@ -268,6 +271,7 @@ def test_pause_waits_for_the_processes_to_stand_still(tmp_path: Path) -> None:
         await create(client, "c", "sleep", "60", start=True)
         events.write_text("populated 1\nfrozen 0\n")
         pause = asyncio.create_task(client.call("Pause", {"container": "c"}))
+        await asyncio.sleep(0)
         assert await status(client, "c") == "paused"
         assert not pause.done()
         events.write_text("populated 1\nfrozen 1\n")
@@ -345,9 +349,7 @@ def test_stdin_of_a_process_that_does_not_read_it(tmp_path: Path) -> None:
     with_agent(str(tmp_path), body)
 
 
-def test_sigpipe_is_as_it_should_be(tmp_path: Path) -> None:
-    """Python ignores SIGPIPE; a container must not inherit that."""
-
+def test_a_process_whose_output_nobody_wants_gets_sigpipe(tmp_path: Path) -> None:
     async def body(client: AgentClient, agent: LocalAgent) -> None:
         stdout = client.open_output()
         await create(client, "c", "sh", "-c", "while :; do echo x; done", start=True, stdio={"stdout": stdout.number})
@@ -422,6 +424,7 @@ def test_many_containers_at_once(tmp_path: Path) -> None:
             assert await read_all(output) == b"%d\n" % number
             await client.call("Delete", {"container": f"c{number}"})
 
+        await client.call("Info", {})  # it is up
         before = agent.open_files()
         await asyncio.gather(*(one(number) for number in range(20)))
         assert left_behind(agent) == []
@@ -435,13 +438,20 @@ def test_a_slow_reader_costs_the_agent_no_memory(tmp_path: Path) -> None:
         slow, quick = client.open_output(), client.open_output()
         script = "head -c 300000000 /dev/zero >&2 & cat /dev/zero | head -c 50000000; wait"
         stdio = {"stdout": quick.number, "stderr": slow.number}
-        before = agent.memory()
         await create(client, "c", "sh", "-c", script, start=True, stdio=stdio)
-        assert len(await read_all(quick)) == 50_000_000
+        before = agent.memory()
+        taken = 0
+        while taken < 50_000_000:
+            piece = await quick.read()
+            taken += len(piece)
+            quick.consumed(len(piece))
         await client.call("Info", {}, 2.0)
-        assert agent.memory() - before < 4 << 20
-        assert len(await slow.read()) <= 256 << 10
-        assert len(await read_all(slow)) < 300_000_000
+        assert agent.memory() - before < 2 << 20
+        held = await slow.read()
+        assert len(held) <= WINDOW
+        slow.consumed(len(held))
+        assert len(held) + len(await read_all(slow)) == 300_000_000
+        assert agent.memory() - before < 2 << 20
         assert await wait(client, "c") == 0
 
     with_agent(str(tmp_path), body)
