@@ -67,7 +67,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._decoder = frames.Decoder(calls.MAX_CALL)
         self._fds: deque[int] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._outgoing = bytearray()
         self._deaf = False
         self.closed = asyncio.Event()
@@ -84,7 +84,7 @@ class Connection:
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
         self._on_closed(self)
 
@@ -118,16 +118,16 @@ class Connection:
         count = params.pop("fds", 0)
         if type(count) is not int or not 0 <= count <= len(self._fds):
             raise calls.MalformedError("fds: not the number of descriptors that came along")
-        if len(self._tasks) >= calls.MAX_CALLS:
+        if len(self.tasks) >= calls.MAX_CALLS:
             raise calls.MalformedError(f"more than {calls.MAX_CALLS} calls at a time")
         fds = Fds([self._fds.popleft() for _ in range(count)])
         task = self._loop.create_task(self._serve(frame.stream, method, params, fds))
-        self._tasks.add(task)
+        self.tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             # Here, because a task that is cancelled before its first step never runs any of its own code.
             fds.close()
-            self._tasks.discard(task)
+            self.tasks.discard(task)
 
         task.add_done_callback(ended)
 
@@ -207,6 +207,12 @@ class ControlServer:
             sock.close()
             return
         self.adopt(sock)
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until the calls under way have their answers, at most ``timeout`` seconds."""
+        calls_under_way = [task for connection in self._connections for task in connection.tasks]
+        if calls_under_way:
+            await asyncio.wait(calls_under_way, timeout=timeout)
 
     def close(self) -> None:
         """Stop listening and end all connections."""

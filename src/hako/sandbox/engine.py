@@ -29,6 +29,7 @@ from hako.storage.tree import SharedTree
 log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT = 10.0
+_DRAIN_TIMEOUT = 1.0
 _FD_NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -47,6 +48,8 @@ class Engine:
         self._hypervisor: Hypervisor | None = None
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
         self._stopping = asyncio.Event()
+        #: Nobody is waiting for what the sandbox is for: it was told, or its owner is gone or has let it go.
+        self._released = asyncio.Event()
         self._disowned = False
         self._watchers: set[asyncio.Task[None]] = set()
         self._creating: set[str] = set()
@@ -58,9 +61,11 @@ class Engine:
         """Serve until the sandbox is stopped, its owner is gone or its VM has died; then give everything back."""
         server = ControlServer(listener, self.handle)
         connection = server.adopt(owner)
-        tasks = [asyncio.create_task(self._boot()), asyncio.create_task(self._stopping.wait())]
+        tasks = [asyncio.create_task(self._boot())]
         if self.spec.owned:
             tasks.append(asyncio.create_task(self._watch_owner(connection)))
+        else:
+            self._released.set()
         try:
             await self._stopping.wait()
             await self._shut_down()
@@ -69,8 +74,9 @@ class Engine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._give_back()
-            # Answers that are still on their way to clients get their turn before the socket goes.
-            await asyncio.sleep(0)
+            # Whoever still waits for an answer gets one.
+            await server.drain(_DRAIN_TIMEOUT)
+            self.tree.close()
             records.finish(self.state)
             server.close()
 
@@ -112,6 +118,7 @@ class Engine:
 
     async def _watch_owner(self, connection: Connection) -> None:
         await connection.closed.wait()
+        self._released.set()
         if not self._stopping.is_set() and not self._disowned:
             log.info("Whoever started the sandbox is gone")
             self._stopping.set()
@@ -128,7 +135,10 @@ class Engine:
             await asyncio.wait(self._watchers, timeout=_STOP_TIMEOUT)
 
     async def _give_back(self) -> None:
-        if self._ready.done() and self._ready.exception() is None:
+        if not self._ready.done():
+            self._ready.set_exception(HypervisorError(f"Sandbox {self.spec.id} has been stopped."))
+            self._ready.exception()  # nobody may be asking
+        elif self._ready.exception() is None:
             self._ready.result().agent.close()
         for task in self._watchers:
             task.cancel()
@@ -136,7 +146,6 @@ class Engine:
             await container.close()
         if self._hypervisor is not None:
             await self._hypervisor.kill()
-        self.tree.close()
 
     def _save(self) -> None:
         self.state["trace"] = self.trace.phases
@@ -249,6 +258,10 @@ class Engine:
             container.record.update(status="stopped", **end)
             self._save()
             if container.main:
+                # The owner is about to ask how it ended.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STOP_TIMEOUT):
+                        await self._released.wait()
                 self._stopping.set()
 
         task = asyncio.create_task(watch())
@@ -288,6 +301,8 @@ class Engine:
         container = self._container(params)
         exec_id = str(params.get("exec") or "")
         end = await asyncio.shield(container.process(exec_id).exited)
+        if container.main and not exec_id:
+            self._released.set()
         if exec_id and container.processes.pop(exec_id, None) is not None:
             with contextlib.suppress(HakoError):
                 await container.call("Delete", {"exec": exec_id})
@@ -358,6 +373,7 @@ class Engine:
     async def disown(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         """From now on the sandbox outlives whoever started it."""
         self._disowned = True
+        self._released.set()
         return {}
 
     def stop_soon(self) -> None:
