@@ -8,6 +8,7 @@ up after it if it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from hako.errors import HakoError, HostError
 from hako.sandbox import client, records
 from hako.sandbox.spec import SandboxSpec
 
+_REFUSAL_SECONDS = 5.0
 _GUARDIAN = 'read -r word && exit 0; exec "$@" 2>/dev/null'
 
 
@@ -125,14 +127,28 @@ def _become(spec: SandboxSpec, config: Config, ends: _Ends) -> NoReturn:
         _close_inherited(ends.numbers())
         _leave_standard_streams(spec.id)
         _serve(spec, config, ends)
-    except HakoError as error:
-        print(f"hako-sandbox: {error}", file=sys.stderr)
-    except Exception:
+    except BaseException as error:
         import traceback
 
         traceback.print_exc()
+        _refuse(spec, ends.owner, error)
     finally:
         os._exit(0)
+
+
+def _refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> None:
+    """Answer the owner's first call with ``error``, and leave nothing: the sandbox could not even begin to serve."""
+    from hako.wire import calls, frames
+
+    text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
+    failure = calls.CallError(calls.FAILED_PRECONDITION, f"The sandbox could not be started: {text}")
+    owner.settimeout(_REFUSAL_SECONDS)
+    with contextlib.suppress(OSError, frames.FrameError):
+        decoder = frames.Decoder(calls.MAX_CALL)
+        while data := owner.recv(1 << 16):
+            for frame in decoder.feed(data):
+                owner.sendall(frames.encode(frame.stream, frames.RESPONSE, calls.encode_error(failure)))
+    records.finish(records.new_state(spec) | {"error": text})
 
 
 def interpreter(code: str) -> list[str]:

@@ -27,6 +27,10 @@ class Attachment:
         self._joined = joined
         self._reader = reader
 
+    def sinks(self) -> set[FdWriter]:
+        """Those that are written to."""
+        return {sink for _, sink in self._joined}
+
     def end(self) -> None:
         """Part them from it: nothing is read from or written to them any more."""
         if self._reader is not None:
@@ -51,6 +55,8 @@ class ProcessIO:
         self._stdin: InputStream | None = None
         self._outputs: dict[int, OutputStream] = {}
         self._sinks: dict[int, list[FdWriter]] = {STDOUT: [], STDERR: []}
+        #: Those the process was started with, in place of its own descriptors.
+        self._first: set[FdWriter] = set()
         self._pumps: list[asyncio.Task[None]] = []
         self._readers: set[asyncio.Task[None]] = set()
         #: Pumps that wait for somebody to take what they have.
@@ -73,7 +79,9 @@ class ProcessIO:
             if name in fds or self._log is not None or self._keep_stdin:
                 self._outputs[stream] = self._client.open_output()
                 numbers[name] = self._outputs[stream].number
-        self.attach(fds)
+        attachment = self.attach(fds)
+        if not self._terminal:
+            self._first = attachment.sinks()
         for stream, output in self._outputs.items():
             self._pumps.append(asyncio.create_task(self._pump(stream, output)))
         return numbers
@@ -126,13 +134,17 @@ class ProcessIO:
             self._handed_on += len(data)
 
     async def _hand_on(self, sinks: list[FdWriter], data: bytes) -> bool:
-        """Write ``data`` to all who want it; False when the last of them does not any more and nothing is logged."""
+        """Write ``data`` to all who want it; False when the process has to learn that nobody does any more.
+
+        That is when nothing is logged, and when the pipe that the process was started with has no reader: of
+        ``run IMAGE yes | head``, ``yes`` is to end.
+        """
         for sink in list(sinks):
             # One that was parted from the process meanwhile is not among them any more, and has not failed.
             if not await sink.write(data) and sink in sinks:
                 sinks.remove(sink)
                 sink.close()
-                if not sinks and self._log is None:
+                if not sinks and (self._log is None or sink in self._first):
                     return False
         return True
 

@@ -13,6 +13,7 @@ the mounts.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -26,9 +27,17 @@ _OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on"
 
 
 def private_mounts() -> None:
-    """Give the calling process a mount namespace of its own; mounts made on the host still appear in it."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount("", "/", flags=syscalls.MS_SLAVE | syscalls.MS_REC)
+    """Give the calling process a mount namespace of its own; mounts made on the host still appear in it.
+
+    Raises HostError where that is not possible.
+    """
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("", "/", flags=syscalls.MS_SLAVE | syscalls.MS_REC)
+    except OSError as error:
+        hint = " Here / is not a mount point, as in a chroot; bind-mount the directory to itself first."
+        hint = hint if error.errno == errno.EINVAL else " hako must run as root."
+        raise HostError(f"Cannot make a mount namespace for the sandbox: {error.strerror}.{hint}") from error
 
 
 def mount_overlay(lower: str, layer: str, target: str) -> None:
