@@ -7,6 +7,7 @@ variables that point into a directory of this run, and at the end it is an error
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,10 @@ class RunHako(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of the run. Workers of pytest-xdist get it from the process that starts them."""
+    # A shell that starts the tests in the background has them ignore these, and so would all they start.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):
         os.environ["HAKO_TEST_ROOT"] = tempfile.mkdtemp(prefix="hako-test-", dir="/var/tmp")
         os.chmod(os.environ["HAKO_TEST_ROOT"], 0o755)  # QEMU's own user must get through

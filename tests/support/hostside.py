@@ -38,11 +38,11 @@ def config(*args: str, terminal: bool = False, **annotations: str) -> dict[str, 
 
 async def read_all(output: OutputStream) -> bytes:
     """Everything to the end of ``output``."""
-    data = b""
+    pieces = []
     while piece := await output.read():
-        data += piece
+        pieces.append(piece)
         output.consumed(len(piece))
-    return data
+    return b"".join(pieces)
 
 
 async def failure(call: Awaitable[object]) -> HakoError:

@@ -29,11 +29,14 @@ class Guest:
         self.decoder = frames.Decoder()
         self.frames: list[frames.Frame] = []
 
-    def send(self, stream: int, kind: int, data: bytes = b"", flags: int = 0) -> None:
-        self.sock.sendall(frames.encode(stream, kind, data, flags))
+    async def push(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
-    def answer(self, stream: int, value: object) -> None:
-        self.send(stream, frames.RESPONSE, json.dumps(value).encode())
+    async def send(self, stream: int, kind: int, data: bytes = b"", flags: int = 0) -> None:
+        await self.push(frames.encode(stream, kind, data, flags))
+
+    async def answer(self, stream: int, value: object) -> None:
+        await self.send(stream, frames.RESPONSE, json.dumps(value).encode())
 
     def received(self) -> list[frames.Frame]:
         while True:
@@ -76,8 +79,8 @@ def test_calls_and_answers() -> None:
         one, two = guest.of(frames.REQUEST)
         assert calls.decode_request(one.data) == ("One", {"a": 1})
         assert (one.stream, two.stream) == (1, 3)
-        guest.answer(3, {"result": {"n": 2}})
-        guest.answer(1, {"result": {"n": 1}})
+        await guest.answer(3, {"result": {"n": 2}})
+        await guest.answer(1, {"result": {"n": 1}})
         assert await first == {"n": 1}
         assert await second == {"n": 2}
 
@@ -90,7 +93,7 @@ def test_calls_and_answers() -> None:
         ({"error": {"code": 5, "message": "no"}}, NotFoundError, "no"),
         ({"error": {"code": 13, "message": "broken"}}, AgentError, "broken"),
         ({"error": {"code": 3, "message": "nope", "exit_code": 127}}, CommandError, "nope"),
-        ({"error": {"code": 13, "message": "a\x1b[31m\u202e\ud800\nb"}}, AgentError, "a [31m    b"),
+        ({"error": {"code": 13, "message": "a\x1b[31m\u202e\ud800\nb"}}, AgentError, "a [31m   b"),
         ({"error": {"code": 13, "message": 7}}, ProtocolError, "broke the protocol"),
         ({"error": {"code": "13", "message": ""}}, ProtocolError, "broke the protocol"),
         ({"error": {"code": 99, "message": ""}}, ProtocolError, "broke the protocol"),
@@ -103,7 +106,7 @@ def test_answers_that_are_errors(answer: object, kind: type[HakoError], text: st
     async def body(client: AgentClient, guest: Guest) -> None:
         call = asyncio.create_task(client.call("One", {}))
         await until(lambda: guest.of(frames.REQUEST))
-        guest.answer(1, answer)
+        await guest.answer(1, answer)
         error = await failure(call)
         assert type(error) is kind
         assert text in str(error)
@@ -119,10 +122,10 @@ def test_a_call_that_is_not_answered_in_time() -> None:
         error = await failure(client.call("One", {}, 0.05))
         assert isinstance(error, TimedOutError)
         assert str(error) == "The agent in the VM did not answer One within 0.05 s."
-        guest.answer(1, {"result": {}})  # too late, and no harm
+        await guest.answer(1, {"result": {}})  # too late, and no harm
         call = asyncio.create_task(client.call("Two", {}))
         await until(lambda: len(guest.of(frames.REQUEST)) == 2)
-        guest.answer(3, {"result": {"ok": True}})
+        await guest.answer(3, {"result": {"ok": True}})
         assert await call == {"ok": True}
 
     run(body)
@@ -133,11 +136,11 @@ def test_answers_nobody_asked_for_and_answers_given_twice() -> None:
         call = asyncio.create_task(client.call("One", {}))
         await until(lambda: guest.of(frames.REQUEST))
         for stream in (2, 99, 0xFFFFFFFF):
-            guest.answer(stream, {"result": {"wrong": True}})
-        guest.answer(1, {"result": {"n": 1}})
-        guest.answer(1, {"result": {"n": 2}})
-        guest.answer(1, "nonsense")
-        guest.send(1, frames.REQUEST, b"{}")
+            await guest.answer(stream, {"result": {"wrong": True}})
+        await guest.answer(1, {"result": {"n": 1}})
+        await guest.answer(1, {"result": {"n": 2}})
+        await guest.answer(1, "nonsense")
+        await guest.send(1, frames.REQUEST, b"{}")
         assert await call == {"n": 1}
         assert client._calls == {}
 
@@ -160,7 +163,7 @@ def test_what_ends_the_connection(data: bytes) -> None:
         call = asyncio.create_task(client.call("One", {}))
         output, given = client.open_output(), client.open_input()
         await until(lambda: guest.of(frames.REQUEST))
-        guest.sock.sendall(data)
+        await guest.push(data)
         error = await failure(call)
         if data.startswith(b"\0\0\0\4"):
             assert error.__cause__ is None
@@ -212,7 +215,7 @@ def test_output_within_the_window_and_credit_for_what_was_consumed() -> None:
         output = client.open_output()
         quarter = calls.WINDOW // 4
         for _ in range(4):
-            guest.send(output.number, frames.DATA, bytes(quarter))
+            await guest.send(output.number, frames.DATA, bytes(quarter))
         await until(lambda: len(output._data) == calls.WINDOW)
         data = await output.read()
         assert len(data) == calls.WINDOW
@@ -221,7 +224,7 @@ def test_output_within_the_window_and_credit_for_what_was_consumed() -> None:
         assert guest.of(frames.CREDIT) == []
         output.consumed(1)
         assert [int.from_bytes(one.data, "big") for one in guest.of(frames.CREDIT)] == [quarter]
-        guest.send(output.number, frames.DATA, b"end", frames.FLAG_REMOTE_CLOSED)
+        await guest.send(output.number, frames.DATA, b"end", frames.FLAG_REMOTE_CLOSED)
         output.consumed(calls.WINDOW - quarter)
         assert await read_all(output) == b"end"
 
@@ -232,10 +235,10 @@ def test_data_beyond_the_credit_ends_the_connection() -> None:
     async def body(client: AgentClient, guest: Guest) -> None:
         output = client.open_output()
         for _ in range(calls.WINDOW // calls.CHUNK):
-            guest.send(output.number, frames.DATA, bytes(calls.CHUNK))
+            await guest.send(output.number, frames.DATA, bytes(calls.CHUNK))
         await until(lambda: len(output._data) == calls.WINDOW)
         assert client._error is None
-        guest.send(output.number, frames.DATA, b"1")
+        await guest.send(output.number, frames.DATA, b"1")
         await until(lambda: client._error is not None)
         assert "more of a process's output than it was allowed to" in str(client._error)
 
@@ -245,9 +248,7 @@ def test_data_beyond_the_credit_ends_the_connection() -> None:
 def test_one_byte_frames_cost_no_more_than_their_bytes() -> None:
     async def body(client: AgentClient, guest: Guest) -> None:
         output = client.open_output()
-        guest.sock.setblocking(True)
-        frame = frames.encode(output.number, frames.DATA, b"x")
-        await asyncio.to_thread(guest.sock.sendall, frame * 50_000)
+        await guest.push(frames.encode(output.number, frames.DATA, b"x") * 50_000)
         await until(lambda: len(output._data) == 50_000)
         assert await output.read() == b"x" * 50_000
 
@@ -257,13 +258,11 @@ def test_one_byte_frames_cost_no_more_than_their_bytes() -> None:
 def test_data_after_the_end_and_for_unknown_streams_is_dropped() -> None:
     async def body(client: AgentClient, guest: Guest) -> None:
         output, given = client.open_output(), client.open_input()
-        guest.send(output.number, frames.DATA, b"all", frames.FLAG_REMOTE_CLOSED)
+        await guest.send(output.number, frames.DATA, b"all", frames.FLAG_REMOTE_CLOSED)
         for _ in range(20):
-            guest.send(output.number, frames.DATA, bytes(calls.CHUNK))
-            guest.send(12345, frames.DATA, bytes(calls.CHUNK))
-            guest.send(given.number, frames.DATA, bytes(calls.CHUNK))  # endless data on an input
-            await asyncio.sleep(0)
-            guest.sock.setblocking(True)
+            await guest.send(output.number, frames.DATA, bytes(calls.CHUNK))
+            await guest.send(12345, frames.DATA, bytes(calls.CHUNK))
+            await guest.send(given.number, frames.DATA, bytes(calls.CHUNK))  # endless data on an input
         assert await read_all(output) == b"all"
         assert client._error is None
         assert not given.closed
@@ -276,7 +275,7 @@ def test_closing_an_output_tells_the_guest_and_forgets_it() -> None:
         output = client.open_output()
         output.close()
         assert [(one.stream, one.flags) for one in guest.of(frames.DATA)] == [(output.number, 5)]
-        guest.send(output.number, frames.DATA, b"late")
+        await guest.send(output.number, frames.DATA, b"late")
         await asyncio.sleep(0.02)
         assert output._data == b""
         assert client._streams == {}
@@ -296,9 +295,9 @@ def test_input_waits_for_credit() -> None:
         assert max(len(one.data) for one in guest.of(frames.DATA)) == calls.CHUNK
         await asyncio.sleep(0.02)
         assert not writing.done()
-        guest.send(given.number, frames.CREDIT, (600).to_bytes(4, "big"))
+        await guest.send(given.number, frames.CREDIT, (600).to_bytes(4, "big"))
         await until(lambda: sent() == calls.WINDOW + 600)
-        guest.send(given.number, frames.CREDIT, (0xFFFFFFFF).to_bytes(4, "big"))
+        await guest.send(given.number, frames.CREDIT, (0xFFFFFFFF).to_bytes(4, "big"))
         await writing
         assert given._credit <= calls.WINDOW
         given.close()
@@ -314,7 +313,7 @@ def test_a_writer_that_waits_is_woken_when_the_input_ends(how: str) -> None:
         writing = asyncio.create_task(given.write(bytes(calls.WINDOW * 2)))
         await until(lambda: given._credit == 0)
         if how == "process":
-            guest.send(given.number, frames.DATA, b"", frames.FLAG_REMOTE_CLOSED)
+            await guest.send(given.number, frames.DATA, b"", frames.FLAG_REMOTE_CLOSED)
         elif how == "host":
             given.close()
         else:
@@ -330,10 +329,10 @@ def test_a_flood_of_credit_changes_nothing() -> None:
         given, output = client.open_input(), client.open_output()
         for stream in (given.number, output.number, 77):
             for data in (b"\xff\xff\xff\xff", b"", b"\xff" * 5, b"x" * 1000):
-                guest.send(stream, frames.CREDIT, data)
+                await guest.send(stream, frames.CREDIT, data)
         call = asyncio.create_task(client.call("One", {}))
         await until(lambda: guest.of(frames.REQUEST))
-        guest.answer(guest.of(frames.REQUEST)[0].stream, {"result": {}})
+        await guest.answer(guest.of(frames.REQUEST)[0].stream, {"result": {}})
         await call
         assert given._credit == calls.WINDOW
 
@@ -396,7 +395,7 @@ def test_any_bytes(sent: list[bytes]) -> None:
         reading = asyncio.create_task(read_all(output))
         writing = asyncio.create_task(given.write(bytes(calls.WINDOW + 1)))
         for piece in sent:
-            guest.sock.sendall(piece)
+            await guest.push(piece)
         await asyncio.sleep(0.001)
         guest.received()
         client.fail(HypervisorError("over"))
