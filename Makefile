@@ -5,7 +5,7 @@ PYTEST = $(PYTHON) -m pytest
 # Two workers suit two cores; virtual machines under emulation keep one busy each.
 JOBS ?= 2
 
-.PHONY: run install test lint bench docs clean uninstall dev help
+.PHONY: run install test lint bench bench-quick docs clean uninstall dev help
 
 help:
 	@echo "make run        install hako and run a first container in its own virtual machine"
@@ -31,8 +31,11 @@ test: dev
 lint: dev
 	$(PYTEST) tests/repo $(ARGS)
 
-bench: dev
-	$(PYTHON) bench/run.py $(ARGS)
+bench:
+	/usr/bin/python3 bench/run.py $(ARGS)
+
+bench-quick:
+	/usr/bin/python3 bench/run.py --quick $(ARGS)
 
 docs: dev
 	PYTHONPATH=src $(PYTHON) -m hako.config.reference docs/configuration.md

@@ -12,17 +12,17 @@ import pytest
 
 from conftest import Roots, RunHako
 from support import leaks
+from support.children import Child, started
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("guest_image", "busybox_image")]
 
 
 @pytest.fixture
-def running(hako_cmd: list[str], run_hako: RunHako, roots: Roots) -> Iterator[subprocess.Popen[bytes]]:
+def running(hako_cmd: list[str], run_hako: RunHako, roots: Roots) -> Iterator[Child]:
     """A ``hako run`` in the foreground whose container is called ``victim``; at the end nothing of it is left."""
     argv = [*hako_cmd, "run", "--name", "victim", "busybox", "sh", "-c", "echo ready; sleep 1000"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
+    with started(argv, stderr=subprocess.PIPE) as child:
+        assert child.output.readline() == b"ready\n"
         yield child
         child.kill()
     assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
@@ -40,13 +40,12 @@ def sandbox(run_hako: RunHako) -> dict[str, int]:
     return pids
 
 
-def said(child: subprocess.Popen[bytes]) -> str:
+def said(child: Child) -> str:
     """What ``hako run`` says when it ends."""
-    assert child.stderr is not None
-    return child.stderr.read().decode()
+    return child.errors.read().decode()
 
 
-def test_the_vm_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako) -> None:
+def test_the_vm_is_killed(running: Child, run_hako: RunHako) -> None:
     os.kill(sandbox(run_hako)["vm_pid"], signal.SIGKILL)
     text = said(running)
     assert running.wait(30) == 137
@@ -58,7 +57,7 @@ def test_the_vm_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako) -
     assert found["error"]
 
 
-def test_the_sandbox_process_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako) -> None:
+def test_the_sandbox_process_is_killed(running: Child, run_hako: RunHako) -> None:
     pids = sandbox(run_hako)
     os.kill(pids["pid"], signal.SIGKILL)
     assert said(running) == "hako: The sandbox process was killed.\n"
@@ -78,20 +77,17 @@ def test_the_sandbox_process_of_a_background_container_is_killed(run_hako: RunHa
     run_hako("rm", "victim")
 
 
-def test_the_client_is_killed(running: subprocess.Popen[bytes], run_hako: RunHako, roots: Roots) -> None:
+def test_the_client_is_killed(running: Child, run_hako: RunHako, roots: Roots) -> None:
     running.kill()
     assert running.wait(30) == -9
     assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 20) == {}
     assert "Exited (137)" in run_hako("ps", "-a").stdout
 
 
-def test_the_vm_is_killed_under_an_exec(
-    running: subprocess.Popen[bytes], hako_cmd: list[str], run_hako: RunHako
-) -> None:
+def test_the_vm_is_killed_under_an_exec(running: Child, hako_cmd: list[str], run_hako: RunHako) -> None:
     argv = [*hako_cmd, "exec", "victim", "sh", "-c", "echo in; sleep 1000"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"in\n"
+    with started(argv, stderr=subprocess.PIPE) as child:
+        assert child.output.readline() == b"in\n"
         os.kill(sandbox(run_hako)["vm_pid"], signal.SIGKILL)
         text = said(child)
         assert child.wait(30) == 137

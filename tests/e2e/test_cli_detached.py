@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import RunHako
+from support.children import started
 from support.terminals import OnTerminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 _SCRIPT = """
 echo to-stdout; echo to-stderr >&2; printf 'no line feed'
 trap 'echo stopping; exit 4' TERM
-while read -r line; do echo "got $line"; done &
+exec 3<&0
+while read -r line <&3; do echo "got $line"; done &
 while :; do sleep 0.1; done
 """
 
@@ -130,19 +132,14 @@ def test_logs_keep_streams_and_bytes(box: str, run_hako: RunHako) -> None:
 
 
 def test_attach_feeds_it_and_logs_follow(box: str, hako_cmd: list[str]) -> None:
-    with subprocess.Popen([*hako_cmd, "logs", "-f", "--tail", "1", "box"], stdout=subprocess.PIPE) as following:
-        with subprocess.Popen(
-            [*hako_cmd, "attach", "--sig-proxy=false", "box"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as attached:
-            assert attached.stdin is not None
-            assert attached.stdout is not None
-            attached.stdin.write(b"first\n")
-            attached.stdin.flush()
-            assert attached.stdout.readline() == b"got first\n"
+    with started([*hako_cmd, "logs", "-f", "--tail", "1", "box"]) as following:
+        with started([*hako_cmd, "attach", "--sig-proxy=false", "box"], stdin=subprocess.PIPE) as attached:
+            attached.input.write(b"first\n")
+            attached.input.flush()
+            assert attached.output.readline() == b"got first\n"
             attached.terminate()
             assert attached.wait(30) == 143
-        assert following.stdout is not None
-        assert following.stdout.readline().endswith(b"got first\n")
+        assert following.output.readline().endswith(b"got first\n")
         following.terminate()
 
 
@@ -253,10 +250,9 @@ def test_what_is_refused_while_it_runs(box: str, run_hako: RunHako, words: list[
 
 
 def test_stop_asks_first(box: str, hako_cmd: list[str], run_hako: RunHako) -> None:
-    with subprocess.Popen([*hako_cmd, "logs", "-f", "box"], stdout=subprocess.PIPE) as following:
+    with started([*hako_cmd, "logs", "-f", "box"]) as following:
         assert run_hako("stop", "-t", "30", "box").stdout == "box\n"
-        assert following.stdout is not None
-        assert following.stdout.read().endswith(b"stopping\n")
+        assert following.output.read().endswith(b"stopping\n")
         assert following.wait(30) == 0
     assert "Exited (4)" in run_hako("ps", "-a").stdout
     assert run_hako("ps", "-q").stdout == ""

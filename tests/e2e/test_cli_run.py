@@ -12,6 +12,7 @@ import pytest
 
 from conftest import Roots, RunHako
 from support import leaks
+from support.children import started
 from support.terminals import OnTerminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("guest_image", "busybox_image")]
@@ -122,11 +123,10 @@ def test_large_binary_data_passes_through_unchanged(hako_cmd: list[str], tmp_pat
     received = hashlib.sha256()
     with open(tmp_path / "data", "rb") as stdin:
         argv = [*hako_cmd, "run", "--rm", "-i", "busybox", "cat"]
-        with subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            while piece := child.stdout.read(1 << 20):
+        with started(argv, stdin=stdin) as child:
+            while piece := child.output.read(1 << 20):
                 received.update(piece)
-    assert child.returncode == 0
+            assert child.wait(60) == 0
     assert received.digest() == total.digest()
 
 
@@ -141,10 +141,9 @@ def test_output_goes_on_while_nobody_reads_and_streams_stay_apart(hako_cmd: list
 
 
 def test_a_reader_that_leaves_ends_the_container(hako_cmd: list[str]) -> None:
-    with subprocess.Popen([*hako_cmd, "run", "--rm", "busybox", "yes"], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.read(4) == b"y\ny\n"
-        child.stdout.close()
+    with started([*hako_cmd, "run", "--rm", "busybox", "yes"]) as child:
+        assert child.output.read(4) == b"y\ny\n"
+        child.output.close()
         assert child.wait(60) in (0, 1, 141)  # yes says that it cannot write, or dies of SIGPIPE
 
 
@@ -200,19 +199,17 @@ _TRAP = "trap 'echo caught; exit 9' {}; echo ready; while :; do sleep 0.1; done"
 def test_signals_reach_the_container(hako_cmd: list[str], number: signal.Signals) -> None:
     script = _TRAP.format(number.name.removeprefix("SIG"))
     argv = [*hako_cmd, "run", "--rm", "busybox", "sh", "-c", script]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
+    with started(argv) as child:
+        assert child.output.readline() == b"ready\n"
         child.send_signal(number)
-        assert child.stdout.read() == b"caught\n"
+        assert child.output.read() == b"caught\n"
         assert child.wait(60) == 9
 
 
 def test_three_interrupts_end_a_container_that_ignores_them(hako_cmd: list[str]) -> None:
     argv = [*hako_cmd, "run", "--rm", "busybox", "sh", "-c", "trap '' INT; echo ready; sleep 1000"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
+    with started(argv) as child:
+        assert child.output.readline() == b"ready\n"
         for _ in range(2):
             child.send_signal(signal.SIGINT)
             with pytest.raises(subprocess.TimeoutExpired):  # and signals that come at once would count as one
@@ -222,10 +219,9 @@ def test_three_interrupts_end_a_container_that_ignores_them(hako_cmd: list[str])
 
 
 def test_an_interrupt_while_the_vm_boots_gives_up(hako_cmd: list[str], roots: Roots) -> None:
-    with subprocess.Popen([*hako_cmd, "run", "busybox", "true"], stderr=subprocess.PIPE) as child:
+    with started([*hako_cmd, "run", "busybox", "true"], stderr=subprocess.PIPE) as child:
         while not leaks.files(os.path.join(roots.state, "sandboxes")):
             pass
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == 130
-        assert child.stderr is not None
-        assert child.stderr.read() == b""
+        assert child.errors.read() == b""

@@ -32,7 +32,7 @@ def test_examples_of_the_documentation_run() -> None:
     assert len(_EXAMPLES) >= 10
     space: dict[str, object] = {}
     for example in _EXAMPLES:
-        exec(compile(example, str(_PAGE), "exec"), space)  # noqa: S102 (our own documentation)
+        exec(compile(example, str(_PAGE), "exec"), space)
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +223,6 @@ def test_a_guest_that_does_not_answer_is_reported(tmp_path: pathlib.Path) -> Non
     assert spec.id in text
     assert "console" in text.lower()
     _until(lambda: not os.path.exists(records.run_dir(spec.id)))
-
-
 
 
 def _runs(pid: int) -> bool:

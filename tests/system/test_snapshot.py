@@ -72,7 +72,7 @@ async def _vm(
     with contextlib.ExitStack() as stack:
         for name, path in (("kernel", spec.kernel), ("initrd", spec.initrd)):
             assert path is not None
-            fds[name] = stack.enter_context(open(path, "rb")).fileno()  # noqa: ASYNC230
+            fds[name] = stack.enter_context(open(path, "rb")).fileno()
         argv = build_argv(spec, fds, find_qemu())
         # The state goes through a helper process, which QEMU's filter would forbid.
         at = argv.index("-sandbox")
@@ -80,7 +80,7 @@ async def _vm(
         sharing = "off" if private else "on"
         argv += ["-object", f"memory-backend-file,id=ram,mem-path={memory},size={_MEMORY},share={sharing}"]
         argv[argv.index("-machine") + 1] += ",memory-backend=ram"
-        process = subprocess.Popen([*argv, *more], pass_fds=tuple(fds.values()))  # noqa: ASYNC220
+        process = subprocess.Popen([*argv, *more], pass_fds=tuple(fds.values()))
     for _, theirs in pairs.values():
         theirs.close()
     agent = AgentClient(pairs["agent"][0])
@@ -89,7 +89,7 @@ async def _vm(
     finally:
         agent.close()
         process.kill()
-        process.wait()  # noqa: ASYNC222
+        process.wait()
         for ours, _ in pairs.values():
             ours.close()
 

@@ -22,22 +22,23 @@ _ENV = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
 _COMMAND_FAULTS = ("executable file", "open executable", "exec ", "execve")
 
 
-async def run(
-    loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, int] | None = None
-) -> tuple[int, str]:
+async def run(loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, int] | None = None) -> tuple[int, str]:
     """Run crun with ``args``; return its exit status and, if that is not 0, its last error message.
 
     ``stdio`` are the descriptors that become the container's; by default crun gets /dev/null.
     """
-    # Python ignores these two signals; a container's process must find them as they were.
-    defaults = (signal.SIGPIPE, signal.SIGXFSZ)
+    # Python ignores these two signals, and the agent is scheduled in its own way (main.py); a container's process
+    # must find both as they were.
+    defaults, scheduler = (signal.SIGPIPE, signal.SIGXFSZ), (os.SCHED_OTHER, os.sched_param(0))
     argv = ["crun", "--root", _ROOT, "--cgroup-manager", "cgroupfs", "--log", log, "--log-format", "json", *args]
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         fds = stdio or (null, null, null)
         # Above 2, so that no dup2 overwrites a descriptor that a later one still needs.
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-        pid = os.posix_spawn(CRUN, argv, _ENV, file_actions=actions, setsid=True, setsigdef=defaults)
+        pid = os.posix_spawn(
+            CRUN, argv, _ENV, file_actions=actions, setsid=True, setsigdef=defaults, scheduler=scheduler
+        )
     finally:
         os.close(null)
     status: int = await loop.child(pid)

@@ -317,4 +317,3 @@ def field(result: dict[str, Any], name: str, kind: type, default: object = None)
     if type(value) is not kind or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 64):
         raise ProtocolError(f"The agent's answer has no valid {name}.")
     return printable(value[:_MAX_TEXT]) if isinstance(value, str) else value
-

@@ -3,26 +3,47 @@
 O_NONBLOCK belongs to the open file description, which a passed descriptor shares with the shell or engine
 it came from; setting it there would break them. Pipes and terminals are therefore opened anew through
 /proc/self/fd, sockets are asked per call, and regular files never make anybody wait for long.
+
+Two terminal devices cannot be opened anew, because what they mean depends on who opens them: /dev/tty, behind
+which the real terminal is looked up, and the master side of a terminal, where /dev/ptmx would make a new one.
+That one is waited for before each call, which is then a small one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import stat
+import struct
 
 _CHUNK = 64 << 10
+#: What a terminal that says it is writable takes without making us wait.
+_SMALL = 256
+_TTY, _PTMX = os.makedev(5, 0), os.makedev(5, 2)
+_TIOCGDEV = 0x80045432  # include/uapi/asm-generic/ioctls.h
 
 
 def _reopen(fd: int, flags: int) -> int:
     """A descriptor of our own for the same pipe or terminal; closes ``fd``. -1 if nobody is at its other end."""
     try:
-        return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        path = _terminal(fd) if os.fstat(fd).st_rdev == _TTY else f"/proc/self/fd/{fd}"
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return -1
     finally:
         os.close(fd)
+
+
+def _terminal(fd: int) -> str:
+    """The device behind ``fd``, which was opened as /dev/tty. Raises OSError."""
+    (device,) = struct.unpack("I", fcntl.ioctl(fd, _TIOCGDEV, bytes(4)))
+    names = (f"/dev/pts/{os.minor(device)}", f"/dev/tty{os.minor(device)}", f"/dev/ttyS{os.minor(device) - 64}")
+    for name in names:
+        if os.path.exists(name) and os.stat(name).st_rdev == device:
+            return name
+    raise FileNotFoundError(f"no name for terminal {device:#x}")
 
 
 def _can_wait(mode: int, fd: int) -> bool:
@@ -33,11 +54,13 @@ class _Endpoint:
     """Shared by both directions: owns the descriptor."""
 
     def __init__(self, fd: int, flags: int) -> None:
-        mode = os.fstat(fd).st_mode
+        status = os.fstat(fd)
         self._socket: socket.socket | None = None
-        if stat.S_ISSOCK(mode):
+        #: Blocks when it is used before it is ready.
+        self._blocks = stat.S_ISCHR(status.st_mode) and status.st_rdev == _PTMX
+        if stat.S_ISSOCK(status.st_mode):
             self._socket = socket.socket(fileno=fd)
-        elif _can_wait(mode, fd):
+        elif _can_wait(status.st_mode, fd) and not self._blocks:
             fd = _reopen(fd, flags)
         self._fd = fd
         self._ready: asyncio.Future[None] | None = None
@@ -85,6 +108,8 @@ class FdReader(_Endpoint):
     async def read(self) -> bytes:
         """Some bytes; empty at the end, and when the descriptor cannot be read any more."""
         while True:
+            if self._blocks and self._fd >= 0:
+                await self._wait(write=False)
             try:
                 if self._socket is not None:
                     return self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
@@ -105,11 +130,13 @@ class FdWriter(_Endpoint):
         """Write all of ``data``; False when nobody can take it any more."""
         view = memoryview(data)
         while view:
+            if self._blocks and self._fd >= 0:
+                await self._wait(write=True)
             try:
                 if self._socket is not None:
                     count = self._socket.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 else:
-                    count = os.write(self._fd, view)
+                    count = os.write(self._fd, view[:_SMALL] if self._blocks else view)
             except BlockingIOError:
                 await self._wait(write=True)
                 continue

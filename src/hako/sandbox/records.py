@@ -58,8 +58,9 @@ def claim(spec: SandboxSpec) -> int:
     with store.locked(os.path.join(paths.data_root(), "names.lock")):
         for state in list_states():
             taken = state["spec"]
-            if spec.id == taken["id"] or (spec.name and spec.name == taken["name"]):
-                what = f"name {spec.name}" if spec.name == taken["name"] else f"id {spec.id}"
+            same_name = spec.name != "" and spec.name == taken["name"]
+            if spec.id == taken["id"] or same_name:
+                what = f"name {spec.name}" if same_name else f"id {spec.id}"
                 raise ExistsError(f"The {what} is in use by sandbox {taken['id']}; remove it or choose another.")
         return _make_dirs(spec)
 

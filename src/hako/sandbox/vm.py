@@ -82,7 +82,9 @@ def prepare(spec: SandboxSpec, config: Config, share: Device | None, run_dir: st
         devices=(AgentChannel(), Rng(), *(() if share is None else (share,))),
     )
     console = os.path.join(run_dir, "console.log")
-    vm = QemuVm(vm_spec, console_log=console, console_cap=config.console.max_size, user=settings.user, binary=settings.qemu)
+    vm = QemuVm(
+        vm_spec, console_log=console, console_cap=config.console.max_size, user=settings.user, binary=settings.qemu
+    )
     return vm, {"accelerator": chosen.name, "image": image.digest, "memory": spec.memory, "vcpus": spec.vcpus}
 
 

@@ -341,7 +341,9 @@ def test_stdin_of_a_process_that_does_not_read_it(tmp_path: Path) -> None:
     async def body(client: AgentClient, agent: LocalAgent) -> None:
         stdin, stdout = client.open_input(), client.open_output()
         script = "exec 0<&-; echo closed; exec sleep 60"
-        await create(client, "c", "sh", "-c", script, start=True, stdio={"stdin": stdin.number, "stdout": stdout.number})
+        await create(
+            client, "c", "sh", "-c", script, start=True, stdio={"stdin": stdin.number, "stdout": stdout.number}
+        )
         assert await stdout.read() == b"closed\n"
         await asyncio.wait_for(stdin.write(bytes(4 << 20)), 20)
         assert stdin.closed

@@ -1,4 +1,7 @@
-"""The agent's event loop: futures, timers, descriptors and children. Children need a process of its own to be reaped."""
+"""The agent's event loop: futures, timers, descriptors and children.
+
+Children are reaped in a process of its own, or the test runner's would be too.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,20 @@ def test_bad_parameters(method: str, params: dict[str, Any], named: str) -> None
         assert agent.service._store._all == {}
 
 
-WITH_CONTAINER = ["Start", "Exec", "Wait", "Kill", "Delete", "Pause", "Resume", "Update", "Stats", "Ps", "State", "Resize"]
+WITH_CONTAINER = [
+    "Start",
+    "Exec",
+    "Wait",
+    "Kill",
+    "Delete",
+    "Pause",
+    "Resume",
+    "Update",
+    "Stats",
+    "Ps",
+    "State",
+    "Resize",
+]
 
 
 @pytest.mark.parametrize("method", WITH_CONTAINER)
@@ -93,7 +106,9 @@ def test_calls_about_a_container_need_one(method: str) -> None:
 
 
 def test_every_method_is_covered_here() -> None:
-    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Shutdown"} == set(service_module._METHODS)
+    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Shutdown"} == set(
+        service_module._METHODS
+    )
 
 
 def test_another_version_is_refused() -> None:

@@ -86,9 +86,9 @@ def test_a_slow_reader_stops_its_own_process_only(bench: Bench) -> None:
     assert stuck - WINDOW <= 64 << 10, "more than a pipe full was read beyond the window"
     for round_ in range(20):
         text = b"round %d\n" % round_ * 1000
-        before = len(bench.output(3))
+        size = len(bench.output(3)) + len(text)
         os.write(quick, text)
-        bench.run(lambda size=before + len(text): len(bench.output(3)) == size)
+        bench.run(lambda size=size: len(bench.output(3)) == size)
         bench.credit(3, len(text))
     bench.request(5, "Hello")
     assert bench.answer(5)

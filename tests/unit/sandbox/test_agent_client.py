@@ -1,4 +1,4 @@
-"""The host's end of the agent connection, against an agent that is hostile: whatever it sends, calls end, memory is bounded."""
+"""The host's end of the agent connection, against a hostile agent: whatever it sends, calls end, memory is bounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hako.errors import AgentError, CommandError, HakoError, HypervisorError, NotFoundError, ProtocolError, TimedOutError
+from hako.errors import (
+    AgentError,
+    CommandError,
+    HakoError,
+    HypervisorError,
+    NotFoundError,
+    ProtocolError,
+    TimedOutError,
+)
 from hako.sandbox import agent_client
 from hako.sandbox.agent_client import AgentClient, field
 from hako.wire import calls, frames

@@ -102,8 +102,12 @@ def test_descriptors_come_along_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     run(tmp_path, monkeypatch, body)
 
 
-@pytest.mark.parametrize("stdio", [["stdin"], ["stdin", "stdin"], ["stdin", "other"], "stdin", [1, 2], [["stdin"], "stdout"], {}])
-def test_descriptors_that_do_not_fit_their_names(stdio: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "stdio", [["stdin"], ["stdin", "stdin"], ["stdin", "other"], "stdin", [1, 2], [["stdin"], "stdout"], {}]
+)
+def test_descriptors_that_do_not_fit_their_names(
+    stdio: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def body(_name: str, _server: ControlServer) -> None:
         with open("/dev/null", "rb") as one, open("/dev/null", "rb") as two, pytest.raises(ConfigError, match="stdio"):
             await call("Write", {"stdio": stdio}, [one.fileno(), two.fileno()])
@@ -120,9 +124,7 @@ def test_descriptors_that_do_not_fit_their_names(stdio: object, tmp_path: Path, 
         ("Crash", AgentError, "Crash: ZeroDivisionError: by zero"),
     ],
 )
-def test_errors(
-    method: str, kind: type[HakoError], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors(method: str, kind: type[HakoError], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(_name: str, _server: ControlServer) -> None:
         with pytest.raises(kind, match=text) as raised:
             await call(method)
@@ -318,7 +320,11 @@ def test_a_server_that_is_out_of_descriptors_goes_on_later(tmp_path: Path, monke
 
 
 def test_a_sandbox_process_that_breaks_the_protocol() -> None:
-    for data, kind in ((b"\xff" * 20, ProtocolError), (frames.encode(1, frames.RESPONSE, b"{"), ProtocolError), (b"", NotFoundError)):
+    for data, kind in (
+        (b"\xff" * 20, ProtocolError),
+        (frames.encode(1, frames.RESPONSE, b"{"), ProtocolError),
+        (b"", NotFoundError),
+    ):
         ours, theirs = socket.socketpair()
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
@@ -331,7 +337,9 @@ client_frames = st.builds(
     stream=st.integers(0, 9),
     kind=st.integers(0, 5),
     data=st.binary(max_size=40)
-    | st.sampled_from([b'{"method":"Echo","params":{}}', b'{"method":"Keep","params":{"fds":1}}', b'{"method":"Crash","params":{}}']),
+    | st.sampled_from(
+        [b'{"method":"Echo","params":{}}', b'{"method":"Keep","params":{"fds":1}}', b'{"method":"Crash","params":{}}']
+    ),
     flags=st.integers(0, 7),
 )
 

@@ -29,11 +29,14 @@ def decode_any(data: bytes) -> None:
         assert isinstance(params, dict)
     except MalformedError:
         pass
+    error = None
     try:
         assert isinstance(calls.decode_response(data), dict)
     except MalformedError:
         pass
-    except CallError as error:
+    except CallError as raised:
+        error = raised
+    if error is not None:
         assert type(error.code) is int
         assert 0 < error.code <= 16
         assert isinstance(error.message, str)

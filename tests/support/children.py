@@ -1,0 +1,41 @@
+"""Programs that run while a test does something else, and never longer than the test."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+class Child(subprocess.Popen[bytes]):
+    """A program with pipes; the streams that are pipes are there without further ado."""
+
+    @property
+    def input(self) -> IO[bytes]:
+        """Its standard input."""
+        assert self.stdin is not None
+        return self.stdin
+
+    @property
+    def output(self) -> IO[bytes]:
+        """Its standard output."""
+        assert self.stdout is not None
+        return self.stdout
+
+    @property
+    def errors(self) -> IO[bytes]:
+        """Its standard error."""
+        assert self.stderr is not None
+        return self.stderr
+
+
+@contextlib.contextmanager
+def started(argv: list[str], **options: Any) -> Iterator[Child]:
+    """Start ``argv``; it is killed at the end of the block if it still runs. Standard output is a pipe."""
+    with Child(argv, **{"stdout": subprocess.PIPE, **options}) as child:
+        try:
+            yield child
+        finally:
+            # Leaving the block waits for it, which must not take forever after a failure.
+            child.kill()
