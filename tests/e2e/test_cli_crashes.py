@@ -25,7 +25,7 @@ def running(hako_cmd: list[str], run_hako: RunHako, roots: Roots) -> Iterator[Ch
         assert child.output.readline() == b"ready\n"
         yield child
         child.kill()
-    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
+    assert leaks.wait_gone(roots.base, 10) == {}
     assert leaks.mounts(roots.base) == []
     assert leaks.files(roots.state) == []
     assert os.listdir(os.path.join(roots.state, "sandboxes")) == []
@@ -42,7 +42,7 @@ def sandbox(run_hako: RunHako) -> dict[str, int]:
 
 def said(child: Child) -> str:
     """What ``hako run`` says when it ends."""
-    return child.errors.read().decode()
+    return child.complaints.read().decode()
 
 
 def test_the_vm_is_killed(running: Child, run_hako: RunHako) -> None:
@@ -71,7 +71,7 @@ def test_the_sandbox_process_of_a_background_container_is_killed(run_hako: RunHa
     run_hako("run", "-d", "--name", "victim", "busybox", "sleep", "1000")
     os.kill(sandbox(run_hako)["pid"], signal.SIGKILL)
     # Nobody asks: the guardian alone cleans up.
-    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
+    assert leaks.wait_gone(roots.base, 10) == {}
     assert os.listdir(os.path.join(roots.state, "sandboxes")) == []
     assert "Exited (137)" in run_hako("ps", "-a").stdout
     run_hako("rm", "victim")
@@ -80,7 +80,7 @@ def test_the_sandbox_process_of_a_background_container_is_killed(run_hako: RunHa
 def test_the_client_is_killed(running: Child, run_hako: RunHako, roots: Roots) -> None:
     running.kill()
     assert running.wait(30) == -9
-    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 20) == {}
+    assert leaks.wait_gone(roots.base, 20) == {}
     assert "Exited (137)" in run_hako("ps", "-a").stdout
 
 

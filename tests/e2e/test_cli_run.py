@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("guest_
 def nothing_left(roots: Roots) -> object:
     """Each test ends without a process, mount or file of a sandbox."""
     yield
-    assert leaks.wait_gone(os.path.join(roots.state, "sandboxes"), 10) == {}
+    assert leaks.wait_gone(roots.base, 10) == {}
     assert leaks.mounts(roots.base) == []
     assert leaks.files(roots.state) == []
     assert leaks.files(os.path.join(roots.data, "sandboxes")) == []
@@ -224,4 +224,4 @@ def test_an_interrupt_while_the_vm_boots_gives_up(hako_cmd: list[str], roots: Ro
             pass
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == 130
-        assert child.errors.read() == b""
+        assert child.complaints.read() == b""

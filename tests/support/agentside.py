@@ -36,6 +36,7 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.channel._reset()
+        self.loop.close()
         self.host.close()
         self.port.close()
 

@@ -24,7 +24,7 @@ class Child(subprocess.Popen[bytes]):
         return self.stdout
 
     @property
-    def errors(self) -> IO[bytes]:
+    def complaints(self) -> IO[bytes]:
         """Its standard error."""
         assert self.stderr is not None
         return self.stderr

@@ -75,6 +75,13 @@ class Loop:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.watch(self._wake_read, READ, self._on_signal)
 
+    def close(self) -> None:
+        """Give back the loop's own descriptors."""
+        for fd in (self._wake_read, self._wake_write):
+            self.forget(fd)
+            os.close(fd)
+        self._epoll.close()
+
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call ``handler(ready events)`` whenever ``fd`` is ready for ``events``; 0 suspends watching."""
         old = self._masks.get(fd, 0)

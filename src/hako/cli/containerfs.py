@@ -61,7 +61,11 @@ class ContainerPlace(Place):
 
     def open(self, path: str, flags: int) -> int:
         """Open ``path`` as the container would, from its root."""
-        return syscalls.openat2(self._root, path, flags)
+        try:
+            return syscalls.openat2(self._root, path, flags)
+        except FileNotFoundError:
+            self._refuse_hidden(os.path.normpath(path), path)
+            raise
 
     def describe(self, path: str) -> str:
         """``path`` for an error message."""
@@ -69,7 +73,10 @@ class ContainerPlace(Place):
 
     def accept(self, fd: int, path: str) -> None:
         """Refuse what is in memory of the VM: below it the host sees an empty directory."""
-        inside = "/" + os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), self._root_path).lstrip("./")
+        inside = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), self._root_path)
+        self._refuse_hidden(os.path.normpath(f"/{inside}"), path)
+
+    def _refuse_hidden(self, inside: str, path: str) -> None:
         for place, kind in self._hidden.items():
             if inside == place or inside.startswith(f"{place}/"):
                 raise ConfigError(

@@ -162,9 +162,7 @@ def openat2(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     number = ctypes.c_long(_NR_OPENAT2)
     name = ctypes.c_char_p(os.fsencode(path) or b".")
-    fd = _libc.syscall(
-        number, ctypes.c_int(root_fd), name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-    )
+    fd = _libc.syscall(number, ctypes.c_int(root_fd), name, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
     if fd < 0:
         raise _error(path)
     return int(fd)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 from types import TracebackType
 
@@ -23,27 +24,18 @@ from hako.linux import syscalls
 class LocalAgent:
     """An agent that runs as a child of this process until close(). ``directory`` is for its files.
 
-    ``socket`` is the host's end of the connection; ``pid`` the agent's process. Start it before there are
-    threads or an event loop: it is forked.
+    ``socket`` is the host's end of the connection; ``pid`` the agent's process. It is a fresh interpreter, so
+    that what it has open and how much memory it takes are its own.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.socket, theirs = socket.socketpair()
-        # So that it cannot miss the end of the process that started it.
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                self.socket.close()
-                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() == parent:
-                    _be_agent(directory, theirs.detach())
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
+        code = "import sys; sys.path[:] = sys.argv[3].split(':'); from hako.testing import agent; agent.main()"
+        argv = [sys.executable, "-IS", "-c", code, directory, str(theirs.fileno()), ":".join(sys.path)]
+        with theirs:
+            self._process = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        self.pid = self._process.pid
 
     def __enter__(self) -> LocalAgent:
         return self
@@ -56,12 +48,11 @@ class LocalAgent:
     def close(self) -> None:
         """End the agent and all its containers."""
         self.socket.close()
-        if self.pid:
-            for pid in [*_members(os.path.join(self.directory, "cgroup")), self.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+        for pid in _members(os.path.join(self.directory, "cgroup")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
 
     def memory(self) -> int:
         """Bytes of memory that the agent has of its own at this moment."""
@@ -84,15 +75,17 @@ def fake_crun(directory: str) -> str:
     return path
 
 
-def _be_agent(directory: str, port: int) -> None:
-    """What hako.agent.main does in a VM, less what concerns the VM."""
+def main() -> None:
+    """What hako.agent.main does in a VM, less what concerns the VM. Directory and port are arguments."""
     from hako.agent import cgroups, containers, crun, system
     from hako.agent.channel import Channel
     from hako.agent.loop import Loop
     from hako.agent.service import Service
 
+    directory, port = sys.argv[1], int(sys.argv[2])
     os.set_blocking(port, False)
-    signal.set_wakeup_fd(-1)
+    os.set_inheritable(port, False)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     crun.CRUN = fake_crun(directory)
     crun._ROOT = os.path.join(directory, "crun-state")

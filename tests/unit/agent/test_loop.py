@@ -17,8 +17,10 @@ from support.agentside import turn
 
 
 @pytest.fixture
-def loop() -> Loop:
-    return Loop()
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -199,8 +201,7 @@ def test_statuses_nobody_wants_are_not_kept() -> None:
     in_child(body)
 
 
-def test_held_statuses_are_bounded() -> None:
-    loop = Loop()
+def test_held_statuses_are_bounded(loop: Loop) -> None:
     loop.hold_exits()
     for pid in range(1, 10_000):
         loop._claim(pid, 0)
