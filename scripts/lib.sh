@@ -61,8 +61,7 @@ apt_install() {
     [ ${#missing[@]} -gt 0 ] || return 0
     need_root "Installing Debian packages"
     log=$(mktemp /tmp/hako-apt.XXXXXX)
-    before=$(mktemp /tmp/hako-packages.XXXXXX)
-    installed_packages >"$before"
+    before=$(installed_packages)
     if ! apt-get -q -s install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
         say "Fetching the lists of Debian packages ..."
         apt_get update >"$log" 2>&1 || apt_failed "$log" "The lists of Debian packages could not be fetched"
@@ -75,10 +74,9 @@ apt_install() {
         apt_get_install "$log" "${missing[@]}" || failed=yes
     fi
     mkdir -p "$HOME_DIR"
-    { cat "$PACKAGE_LIST" 2>/dev/null || true; installed_packages | comm -13 "$before" -; } |
+    { cat "$PACKAGE_LIST" 2>/dev/null || true; installed_packages | comm -13 <(printf '%s\n' "$before") -; } |
         sort -u >"$PACKAGE_LIST.new"
     mv "$PACKAGE_LIST.new" "$PACKAGE_LIST"
-    rm -f "$before"
     [ -z "$failed" ] || apt_failed "$log" "apt-get could not install ${missing[*]}"
     rm -f "$log"
 }

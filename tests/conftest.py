@@ -46,7 +46,7 @@ class RunHako(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory of the run. Workers of pytest-xdist get it from the process that starts them."""
     # A shell that starts the tests in the background has them ignore these, and so would all they start.
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     if not hasattr(config, "workerinput"):

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 
 from hako.errors import HostError
 
+#: Directories whose making is not finished are called so.
+STAGING_PREFIX = ".new-"
+
 
 def ensure_dir(path: str, mode: int = 0o755) -> str:
     """Create ``path`` with its parents; return it. Raises HostError with the reason when that fails."""
@@ -92,7 +95,7 @@ def locked(path: str) -> Iterator[None]:
 def staging_dir(parent: str) -> Iterator[str]:
     """A fresh directory under ``parent`` that is removed at the end unless it was renamed away."""
     ensure_dir(parent)
-    path = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent)
     try:
         yield path
     finally:

@@ -297,7 +297,8 @@ def test_a_terminal(run: Run) -> None:
         while b"20 90" not in text:
             text += await process.line()
         await process.stdin.write(b"\x04")
-        assert (await read_all(process.stdout)).endswith(b"bye\r\n")
+        # The signal may have ended the loop already, and its last word come before the size.
+        assert b"bye" in text + await read_all(process.stdout)
         assert await process.status() == 0
 
     run(body)

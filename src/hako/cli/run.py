@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import socket
 from typing import Any
 
@@ -17,6 +18,8 @@ from hako.sandbox.spec import SandboxSpec
 
 #: Label under which the image's stop signal is kept for ``hako stop``.
 STOP_SIGNAL = "dev.hako.stop-signal"
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _EPILOG = (
     "Network: a container has the loopback interface and nothing else; --network none is the only value there is. "
@@ -69,8 +72,15 @@ def main(args: list[str]) -> int:
     if isinstance(stop_signal, str) and stop_signal:
         spec = spec._replace(labels={STOP_SIGNAL: stop_signal})
     # Owned at first even with -d: if this process is killed before it can name the container, nothing is left.
-    owner = daemon.fork(spec, config)
+    # An interrupt in the middle of it would leave a sandbox that nobody knows of.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
+        owner = daemon.fork(spec, config)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with owner:
             return (_run_detached if asked.detach else _run)(owner, spec, built, asked)
     except BaseException:

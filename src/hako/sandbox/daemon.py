@@ -123,6 +123,7 @@ def main() -> None:
 def _become(spec: SandboxSpec, config: Config, ends: _Ends) -> NoReturn:
     """Leave everything of the starter behind and be the sandbox process."""
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         _close_inherited(ends.numbers())
         _leave_standard_streams(spec.id)

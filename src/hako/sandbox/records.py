@@ -62,7 +62,15 @@ def claim(spec: SandboxSpec) -> int:
             if spec.id == taken["id"] or same_name:
                 what = f"name {spec.name}" if same_name else f"id {spec.id}"
                 raise ExistsError(f"The {what} is in use by sandbox {taken['id']}; remove it or choose another.")
+        _remove_unfinished()
         return _make_dirs(spec)
+
+
+def _remove_unfinished() -> None:
+    """What claims that were killed have left; whoever holds the lock of names is the only one who makes any."""
+    for name in os.listdir(paths.sandboxes_dir()):
+        if name.startswith(store.STAGING_PREFIX):
+            store.remove_tree(os.path.join(paths.sandboxes_dir(), name))
 
 
 def _make_dirs(spec: SandboxSpec) -> int:
