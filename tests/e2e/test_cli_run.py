@@ -156,8 +156,9 @@ def test_a_terminal(hako_cmd: list[str]) -> None:
         terminal.resize(40, 120)
         terminal.type("until [ \"$(stty size)\" = '40 120' ]; do :; done; echo res''ized\r")
         terminal.expect("resized")
-        terminal.type("sleep 1000\r")
-        terminal.expect("1000\r\n")
+        # The shell that says it is what the interrupt ends, whether it has become sleep yet or not.
+        terminal.type("sh -c \"echo slee''ping; exec sleep 1000\"\r")
+        terminal.expect("sleeping")
         terminal.type("\x03")
         terminal.expect("# ")
         terminal.type("echo status=$?\r")
