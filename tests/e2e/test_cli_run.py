@@ -140,6 +140,20 @@ def test_output_goes_on_while_nobody_reads_and_streams_stay_apart(hako_cmd: list
     assert len(done.stdout) > 1_000_000
 
 
+def test_standard_streams_may_be_closed(hako_cmd: list[str]) -> None:
+    def run(redirections: str) -> subprocess.CompletedProcess[str]:
+        argv = ["sh", "-c", f'exec "$@" {redirections}', "sh", *hako_cmd, "run", "--rm", "-i", "busybox"]
+        script = "cat; echo out; echo err >&2; exit 3"
+        return subprocess.run([*argv, "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("<&-")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    done = run("<&- >&-")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "err\n")
+    done = run("<&- >&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
 def test_a_reader_that_leaves_ends_the_container(hako_cmd: list[str]) -> None:
     with started([*hako_cmd, "run", "--rm", "busybox", "yes"]) as child:
         assert child.output.read(4) == b"y\ny\n"

@@ -58,6 +58,7 @@ def help_text() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``hako`` with the words ``argv`` (by default those of the command line); returns the exit code."""
+    _open_missing_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words[: _verb_at(words)]
     try:
@@ -73,6 +74,17 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return _report(error, debug=debug)
     return status
+
+
+def _open_missing_streams() -> None:
+    """A caller may have closed standard streams: nothing else must get their numbers, or it would be taken for them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 (stays open)
+            setattr(sys, name, stream)
 
 
 def load_verb(verb: str) -> Callable[[list[str]], int]:

@@ -110,8 +110,7 @@ class Session:
         """The descriptors for the process, by the name of the stream."""
         if self.bridge is not None:
             return self.bridge.far_ends()
-        streams = {"stdin": 0, "stdout": 1, "stderr": 2} if self._stdin >= 0 else {"stdout": 1, "stderr": 2}
-        return {name: fd for name, fd in streams.items() if _is_open(fd)}
+        return {"stdin": 0, "stdout": 1, "stderr": 2} if self._stdin >= 0 else {"stdout": 1, "stderr": 2}
 
     def size(self) -> tuple[int, int] | None:
         """The size of the user's terminal, when the process has one."""
@@ -194,14 +193,6 @@ class Session:
         # The process may have ended just now.
         with contextlib.suppress(HakoError):
             client.call(self._sandbox_id, method, {**self._target, **params})
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def exit_code(end: Mapping[str, Any], complain: Callable[[str], None]) -> int:
