@@ -3,7 +3,12 @@
 # guest image is built and never installed here. Sourced.
 
 # util-linux (setpriv), iproute2 (ip, tc) and passwd are part of nearly every Debian, but not of a minimal container.
+# The CNI plugins of containernetworking-plugins run iptables.
 PACKAGES="qemu-system-x86 zstd skopeo umoci util-linux iproute2 ca-certificates passwd"
+PACKAGES="$PACKAGES containernetworking-plugins iptables"
 
 # What only the tests use: a registry to pull from, a terminal to type into, a check of the scripts.
 TEST_PACKAGES="docker-registry tmux shellcheck"
+
+# What only the benchmark uses: what hako is compared with.
+BENCH_PACKAGES="runc"

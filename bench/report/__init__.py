@@ -1,0 +1,1 @@
+"""The figures for people and programs: text, Markdown, JSON, SVG."""
