@@ -8,7 +8,6 @@ A host that asks without taking the answers is not listened to until it does.
 from __future__ import annotations
 
 import os
-from collections import deque
 
 from hako.agent.loop import READ, WRITE, Future, Loop
 from hako.wire import calls
@@ -27,6 +26,7 @@ from hako.wire.frames import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Coroutine
     from typing import Any, Protocol
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         def on_writable(self) -> None: ...
 
         def on_reset(self) -> None: ...
+else:
+    from _collections import deque  # collections itself brings operator and reprlib
 
 
 #: The port takes 32 KiB a write; holding more than a few of those gains nothing.

@@ -5,20 +5,21 @@ A process goes created → running → stopped; its exit status stays until the 
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import time
 
 from hako.agent import cgroups, crun
 from hako.agent.channel import Channel
 from hako.agent.loop import Future, Loop
 from hako.agent.stdio import Stdio
-from hako.wire import calls
+from hako.wire import calls, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
+else:
+    import _signal as signal  # signal itself brings enum and re
 
 _STATE_DIR = "/run/hako/containers"
 #: For what one crun command needs, under short names: a socket's path has at most 107 bytes.
@@ -321,8 +322,8 @@ class Containers:
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    with open(path, "wb") as file:
+        file.write(jsontext.dumps(value))
 
 
 def _unlink(path: str) -> None:

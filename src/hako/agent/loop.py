@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Coroutine, Generator
     from typing import Any
+else:
+    import _signal as signal  # signal itself brings enum and re
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from hako.agent import system
+from hako.agent import crun, system
 from hako.agent.channel import Channel
 from hako.agent.loop import Loop
 from hako.agent.service import Service
@@ -45,6 +45,8 @@ def serve() -> None:
     system.leave_initial_root()
     system.mount_first()
     system.load_boot_modules()
+    crun.prepare()
+    system.forget_bytecode()
     system.bring_up_loopback()
     loop = Loop()
     loop.start()

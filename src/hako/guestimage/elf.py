@@ -1,8 +1,9 @@
 """A small reader of ELF files: what the guest image builder must know about kernels, modules and libraries.
 
-It reads 64-bit little-endian files only and answers four questions: which sections are there, which notes,
-which shared libraries are needed, and what a kernel module says about itself. Files come from packages or from
-a user, so every offset is checked: any bytes at all give an answer or an ImageError, never another exception.
+It reads 64-bit little-endian files only and tells which sections are there, which notes, what the dynamic section
+says, above all which shared libraries are needed, and what a kernel module says about itself. Files come from
+packages or from a user, so every offset is checked: any bytes at all give an answer or an ImageError, never another
+exception.
 """
 
 from __future__ import annotations
@@ -96,11 +97,11 @@ class ElfFile:
 
     def needed(self) -> list[str]:
         """Sonames of the shared libraries that this file is linked with, in its own order."""
-        return [self._dynamic_string(value) for tag, value in self._dynamic() if tag == _DT_NEEDED]
+        return [self.dynamic_string(value) for tag, value in self.dynamic() if tag == _DT_NEEDED]
 
     def soname(self) -> str | None:
         """The name that this shared library gives itself."""
-        return next((self._dynamic_string(value) for tag, value in self._dynamic() if tag == _DT_SONAME), None)
+        return next((self.dynamic_string(value) for tag, value in self.dynamic() if tag == _DT_SONAME), None)
 
     def _read_segments(self) -> list[Segment]:
         if self._phnum == 0:
@@ -124,27 +125,40 @@ class ElfFile:
             found.append(Note(owner, kind, block[data_at : data_at + data_size]))
         return found
 
-    def _dynamic(self) -> list[tuple[int, int]]:
+    def dynamic_offset(self) -> int:
+        """Where the dynamic section begins in the file, 0 when there is none."""
+        return next((segment.offset for segment in self.segments if segment.type == _PT_DYNAMIC), 0)
+
+    def dynamic(self) -> list[tuple[int, int]]:
+        """Tag and value of the dynamic section's entries, without the one that ends it."""
+        entries: list[tuple[int, int]] = []
         for segment in self.segments:
             if segment.type == _PT_DYNAMIC:
                 block = self._slice(segment.offset, segment.size)
-                entries: list[tuple[int, int]] = []
                 for tag, value in _DYN.iter_unpack(block[: len(block) // _DYN.size * _DYN.size]):
                     if tag == _DT_NULL:
                         break
                     entries.append((tag, value))
-                return entries
-        return []
+                break
+        return entries
 
-    def _dynamic_string(self, at: int) -> str:
-        tags = dict(self._dynamic())
+    def dynamic_string(self, at: int) -> str:
+        """The string at ``at`` in the dynamic section's string table."""
+        tags = dict(self.dynamic())
         address, size = tags.get(_DT_STRTAB), tags.get(_DT_STRSZ)
         if address is None or size is None:
             raise self._damaged("it has no dynamic string table")
+        offset = self.offset_of(address)
+        if offset is None:
+            raise self._damaged("its dynamic string table is not in any segment")
+        return self._string(self._slice(offset, size), at)
+
+    def offset_of(self, address: int) -> int | None:
+        """Where the byte that is loaded to ``address`` is in the file, None when it comes from nowhere in it."""
         for segment in self.segments:
             if segment.type == _PT_LOAD and segment.address <= address < segment.address + segment.size:
-                return self._string(self._slice(address - segment.address + segment.offset, size), at)
-        raise self._damaged("its dynamic string table is not in any segment")
+                return address - segment.address + segment.offset
+        return None
 
     def _string(self, table: bytes, at: int) -> str:
         end = table.find(b"\0", at)

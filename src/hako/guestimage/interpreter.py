@@ -36,15 +36,20 @@ class Source(NamedTuple):
     optimise: int  #: 2 leaves out docstrings and assertions, 0 nothing
 
 
+def guest_command(root: str, program: str) -> list[str]:
+    """What runs ``program`` (a path below ``root``, where packages are unpacked) on the host: its own dynamic loader,
+    with its own libraries."""
+    libraries = f"{root}/usr/lib/{current().multiarch}"
+    return [f"{root}/usr{current().loader}", "--inhibit-cache", "--library-path", libraries, f"{root}/{program}"]
+
+
 class GuestPython:
     """The interpreter ``program`` (a path below ``root``, where its packages are unpacked)."""
 
     def __init__(self, root: str, program: str) -> None:
-        libraries = f"{root}/usr/lib/{current().multiarch}"
-        loader = f"{root}/usr{current().loader}"
         self._root = root
         # -s -S: no site directories. Not -I: it would ignore PYTHONHASHSEED, PYTHONHOME and PYTHONSAFEPATH too.
-        self._argv = [loader, "--inhibit-cache", "--library-path", libraries, f"{root}/{program}", "-s", "-S", "-B"]
+        self._argv = [*guest_command(root, program), "-s", "-S", "-B"]
 
     def discover(self, names: Sequence[str]) -> Discovery:
         """Import ``names`` and tell which files that took. Raises ImageError when one does not exist."""

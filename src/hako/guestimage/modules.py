@@ -16,10 +16,10 @@ from hako.guestimage.elf import modinfo
 
 #: Loaded at boot, in this order: without them no sandbox works.
 REQUIRED = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "virtio_rng", "overlay")
-#: Loaded at boot when the kernel has them.
-BOOT_OPTIONAL = ("virtio_balloon", "virtio_net")
+#: Loaded at boot when the kernel has them. A clone finds loaded what its template has loaded.
+BOOT_OPTIONAL = ("virtio_balloon", "virtio_net", "virtiofs", "virtio_mem")
 #: Carried when the kernel has them, loaded when a device or a file system asks for them.
-ON_DEMAND = ("virtiofs", "virtio_mem", "virtio_blk", "erofs", "ext4", "vmw_vsock_virtio_transport")
+ON_DEMAND = ("virtio_blk", "erofs", "ext4", "vmw_vsock_virtio_transport")
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 _SIGNATURE_STRUCT = 12

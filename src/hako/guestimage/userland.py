@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from hako import store
 from hako.arch import current
 from hako.errors import ImageError
 from hako.guestimage.elf import ElfFile
@@ -38,6 +39,11 @@ class Userland:
         """The content of the unpacked file ``path``; links are followed."""
         with open(os.path.join(self.root, path), "rb") as file:
             return file.read()
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Give the unpacked program ``path`` the content ``data``."""
+        self.owner(path)
+        store.write_atomic(os.path.join(self.root, path), data, 0o755)
 
     def owner(self, path: str) -> str:
         """The name of the package that ``path`` came with. Raises ImageError for a file that is not here."""

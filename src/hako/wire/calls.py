@@ -7,7 +7,7 @@ Response data: {"result": object}  or  {"error": {"code": int, "message": str, "
 
 from __future__ import annotations
 
-import json
+from hako.wire import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def _limited(data: bytes, what: str) -> bytes:
 
 
 def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return jsontext.dumps(value)
 
 
 def _load(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_CALL:
         raise MalformedError(f"a message of {len(data)} bytes exceeds the limit of {MAX_CALL}")
     try:
-        value = json.loads(data)
+        value = jsontext.loads(data)
     except (ValueError, RecursionError) as error:
         raise MalformedError("a message is not JSON") from error
     if not isinstance(value, dict):

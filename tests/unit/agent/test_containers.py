@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from hako.agent_client import AgentClient
 from hako.errors import AgentError, CommandError, ConfigError, ExistsError, NotFoundError, StateError
-from hako.sandbox.agent_client import AgentClient
 from hako.testing.agent import LocalAgent
 from hako.wire.calls import WINDOW
 from support.hostside import config, failure, read_all, until, with_agent

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -51,3 +53,25 @@ def test_the_last_error_of_the_log_counts(tmp_path: os.PathLike[str]) -> None:
 
 def test_no_log_no_words(tmp_path: os.PathLike[str]) -> None:
     assert crun._last_error(os.path.join(tmp_path, "missing")) == ""
+
+
+def test_crun_is_moved_into_a_file_that_nobody_can_write(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "crun"
+    program.write_bytes(b"content")
+    monkeypatch.setattr(crun, "CRUN", str(program))
+    monkeypatch.setattr(crun, "_sealed", "")
+    crun.prepare()
+    try:
+        assert not program.exists(), "the memory of one copy is enough"
+        assert pathlib.Path(crun._sealed).read_bytes() == b"content"
+        fd = int(os.path.basename(crun._sealed))
+        wanted = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == wanted, "what crun looks for"
+        assert not os.get_inheritable(fd)
+        for change in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 0)):
+            with pytest.raises(PermissionError):
+                change()
+    finally:
+        os.close(fd)

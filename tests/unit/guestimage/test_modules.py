@@ -137,12 +137,14 @@ def test_soft_dependencies_by_alias(tmp_path: pathlib.Path) -> None:
 
 def test_the_plan(tmp_path: pathlib.Path) -> None:
     files = complete() | {"virtiofs.ko": module(depends="fuse,9pnet"), "fuse.ko": module(), "tun.ko": module()}
+    files |= {"erofs.ko": module(depends="libcrc32c,fuse"), "libcrc32c.ko": module()}
     made = plan(directory(tmp_path, files, builtin=("virtio_net", "ext4")), extra=("tun",))
-    assert made.boot == ("virtio_pci", "virtio_console", "9pnet", "9p", "9pnet_virtio", "virtio_rng", "overlay")
-    assert made.demand == {"virtiofs": ("fuse", "virtiofs"), "tun": ("tun",)}
+    required = ("virtio_pci", "virtio_console", "9pnet", "9p", "9pnet_virtio", "virtio_rng", "overlay")
+    assert made.boot == (*required, "fuse", "virtiofs")
+    assert made.demand == {"erofs": ("libcrc32c", "erofs"), "tun": ("tun",)}
     assert made.builtin == ("virtio_net", "ext4")
-    assert set(made.absent) == {"virtio_balloon", "virtio_mem", "virtio_blk", "erofs", "vmw_vsock_virtio_transport"}
-    assert made.names() == [*made.boot, "fuse", "virtiofs", "tun"]
+    assert set(made.absent) == {"virtio_balloon", "virtio_mem", "virtio_blk", "vmw_vsock_virtio_transport"}
+    assert made.names() == [*made.boot, "libcrc32c", "erofs", "tun"]
 
 
 def test_required_modules_may_be_built_in(tmp_path: pathlib.Path) -> None:
