@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from hako.hypervisor.base import Device, Share9p
+from collections.abc import Callable
+
+from hako.errors import HakoError
+from hako.hypervisor.base import Device, Share9p, ShareVirtiofs
 from hako.storage.base import NAME, TAG, MountRequest
 
 
@@ -14,12 +17,26 @@ class NinePShare:
     the containers' users; the server passes owners and modes through.
     """
 
+    sharing = "private"
+    pid = None
+
     def __init__(self, msize: int) -> None:
         self._msize = msize
+        self.on_exit: Callable[[HakoError], None] | None = None
+        self.lost: HakoError | None = None
 
     def device(self, path: str) -> Device | None:
         return Share9p(TAG, path)
 
+    def plugged(self) -> ShareVirtiofs | None:
+        return None
+
+    async def start(self, path: str) -> int | None:  # noqa: ARG002 - the protocol has it
+        return None
+
     def mount_request(self) -> MountRequest:
         options = f"trans=virtio,version=9p2000.L,msize={self._msize},cache=mmap,access=client"
         return MountRequest("9p", TAG, NAME, options)
+
+    async def close(self) -> None:
+        return

@@ -1,7 +1,10 @@
 """The directory of the host that a VM sees, made of mounts in the sandbox process's own mount namespace.
 
-    <shared>/<container>/rootfs      overlay or bind mount
-    <shared>/<container>/volumes/N   bind mount of a host directory or file
+    <shared>/<container>/rootfs   overlay or bind mount
+    <shared>/.volumes/N           bind mount of a host directory or file
+
+Containers that are given the same directory in the same way have one mount of it in common. By two paths the guest's
+kernel may see two files where there is one, between which neither locks nor mappings work.
 
 The guest may write below these mounts, but not between them: the directories that lead to them are seen
 through a read-only mount of <shared>.points, where they are made. Otherwise a guest that has been taken over
@@ -16,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import NamedTuple
 
 from hako import store
 from hako.errors import ConfigError, HostError
@@ -26,18 +30,21 @@ from hako.linux import syscalls
 _OVERLAY_OPTIONS = "index=off,metacopy=off,redirect_dir=on"
 
 
-def private_mounts() -> None:
+def private_mounts() -> int:
     """Give the calling process a mount namespace of its own; mounts made on the host still appear in it.
 
-    Raises HostError where that is not possible.
+    Returns a descriptor of the namespace it was in. Raises HostError where that is not possible.
     """
+    before = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount("", "/", flags=syscalls.MS_SLAVE | syscalls.MS_REC)
     except OSError as error:
+        os.close(before)
         hint = " Here / is not a mount point, as in a chroot; bind-mount the directory to itself first."
         hint = hint if error.errno == errno.EINVAL else " hako must run as root."
         raise HostError(f"Cannot make a mount namespace for the sandbox: {error.strerror}.{hint}") from error
+    return before
 
 
 def mount_overlay(lower: str, layer: str, target: str) -> None:
@@ -56,45 +63,80 @@ def mount_overlay(lower: str, layer: str, target: str) -> None:
     _mount("overlay", target, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work},{_OVERLAY_OPTIONS}")
 
 
+#: No container's id begins with a dot.
+_VOLUMES = ".volumes"
+
+
+class _Volume(NamedTuple):
+    """One mount of a directory or file of the host, for as long as any container uses it."""
+
+    key: tuple[str, int, int, bool]  #: the source by name and by number, and whether it is read-only
+    relative: str  #: its place below the share
+    users: set[str]
+
+
 class SharedTree:
     """Owns the directory ``path`` and the mounts in it. Use it after private_mounts()."""
 
     def __init__(self, path: str) -> None:
         self.path = store.ensure_dir(path, 0o700)
         self._points = store.ensure_dir(path + ".points", 0o700)
-        self._volumes: dict[str, int] = {}
+        self._volumes: list[_Volume] = []
+        self._next = 0
         _mount(self._points, path, "", syscalls.MS_BIND)
         readonly = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
         _mount("", path, "", readonly | syscalls.MS_NOSUID | syscalls.MS_NODEV)
+        # A helper that shut itself into the tree in a namespace of its own gets what is mounted here later.
+        _mount("", path, "", syscalls.MS_SHARED)
 
     def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
-        mount_overlay(lower, layer, self._make_point(container_id, "rootfs"))
+        mount_overlay(lower, layer, self._make_point(os.path.join(container_id, "rootfs")))
 
     def add_rootfs(self, container_id: str, path: str) -> None:
         """Bind the directory ``path``, with what is mounted below it, as the container's root."""
         if not os.path.isdir(path):
             raise ConfigError(f"The root file system {path} is not a directory.")
-        _mount(path, self._make_point(container_id, "rootfs"), "", syscalls.MS_BIND | syscalls.MS_REC)
+        _mount(path, self._make_point(os.path.join(container_id, "rootfs")), "", syscalls.MS_BIND | syscalls.MS_REC)
 
     def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
         """Bind the host's file or directory ``source``; return its path below the share."""
         if not os.path.isabs(source):
             raise ConfigError(f"Cannot mount {source!r} into the container: its path is not absolute.")
         try:
-            mode = os.stat(source).st_mode
+            status = os.stat(source)
+            mode = status.st_mode
         except OSError as error:
             raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise ConfigError(f"Cannot mount {source} into the container: it is neither a directory nor a file.")
-        number = self._volumes.get(container_id, 0)
-        self._volumes[container_id] = number + 1
-        relative = os.path.join("volumes", str(number))
-        target = self._make_point(container_id, relative, directory=stat.S_ISDIR(mode))
-        _mount(source, target, "", syscalls.MS_BIND | syscalls.MS_REC)
-        if readonly:
-            _make_readonly(target)
-        return os.path.join(container_id, relative)
+        key = (os.path.realpath(source), status.st_dev, status.st_ino, readonly)
+        volume = next((volume for volume in self._volumes if volume.key == key), None)
+        if volume is None:
+            volume = _Volume(key, os.path.join(_VOLUMES, str(self._next)), set())
+            self._next += 1
+            self._volumes.append(volume)
+            self._mount_volume(volume, source, directory=stat.S_ISDIR(mode), readonly=readonly)
+        volume.users.add(container_id)
+        return volume.relative
+
+    def _mount_volume(self, volume: _Volume, source: str, *, directory: bool, readonly: bool) -> None:
+        target = self._make_point(volume.relative, directory=directory)
+        # Made ready aside: nobody sees a read-only volume writable, and what a mount may is not passed on later.
+        aside = os.path.join(self._points, volume.relative)
+        try:
+            _mount(source, aside, "", syscalls.MS_BIND | syscalls.MS_REC)
+            if readonly:
+                _make_readonly(aside)
+            _mount(aside, target, "", syscalls.MS_MOVE)
+        except BaseException:
+            _unmount(aside)
+            self._remove_volume(volume)
+            raise
+
+    def moved(self, path: str) -> None:
+        """A directory above has got another name: this one is called ``path`` now."""
+        self.path, self._points = path, path + ".points"
 
     def rootfs(self, container_id: str) -> str:
         """Where the container's root is on the host, inside this mount namespace."""
@@ -102,36 +144,48 @@ class SharedTree:
 
     def remove(self, container_id: str) -> None:
         """Unmount and remove what ``container_id`` has. Never deletes anything below a mount."""
+        for volume in list(self._volumes):
+            volume.users.discard(container_id)
+            if not volume.users:
+                self._remove_volume(volume)
+        self._remove_point(os.path.join(container_id, "rootfs"))
         base = os.path.join(self._points, container_id)
-        volumes = os.path.join(base, "volumes")
-        for relative in [*(os.path.join("volumes", name) for name in _names(volumes)), "rootfs"]:
-            point = os.path.join(base, relative)
-            if os.path.lexists(point):
-                _unmount(os.path.join(self.path, container_id, relative))
-                # Seen from here nothing is, or ever was, mounted at this place.
-                os.rmdir(point) if os.path.isdir(point) else os.unlink(point)
-        for directory in (volumes, base):
-            if os.path.isdir(directory):
-                os.rmdir(directory)
-        self._volumes.pop(container_id, None)
+        if os.path.isdir(base):
+            os.rmdir(base)
+
+    def _remove_volume(self, volume: _Volume) -> None:
+        self._remove_point(volume.relative)
+        self._volumes.remove(volume)
+
+    def _remove_point(self, relative: str) -> None:
+        point = os.path.join(self._points, relative)
+        if os.path.lexists(point):
+            _unmount(os.path.join(self.path, relative))
+            # Seen from here nothing is, or ever was, mounted at this place.
+            os.rmdir(point) if os.path.isdir(point) else os.unlink(point)
 
     def close(self) -> None:
         """Remove everything."""
+        for volume in list(self._volumes):
+            self._remove_volume(volume)
         for name in _names(self._points):
-            self.remove(name)
+            if name != _VOLUMES:
+                self.remove(name)
+        if os.path.isdir(os.path.join(self._points, _VOLUMES)):
+            os.rmdir(os.path.join(self._points, _VOLUMES))
         _unmount(self.path)
         os.rmdir(self.path)
         os.rmdir(self._points)
 
-    def _make_point(self, container_id: str, relative: str, *, directory: bool = True) -> str:
+    def _make_point(self, relative: str, *, directory: bool = True) -> str:
         """Make a place to mount something at; return its path below the read-only mount."""
-        point = os.path.join(self._points, container_id, relative)
+        point = os.path.join(self._points, relative)
         store.ensure_dir(os.path.dirname(point), 0o755)
         if directory:
             store.ensure_dir(point, 0o755)
         else:
             os.close(os.open(point, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        return os.path.join(self.path, container_id, relative)
+        return os.path.join(self.path, relative)
 
 
 def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> None:

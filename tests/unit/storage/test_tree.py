@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Callable
@@ -125,18 +126,63 @@ def test_volumes(tmp_path: Path, data: Path) -> None:
             tree.add_volume("c", str(file), readonly=False),
             tree.add_volume("d", str(data), readonly=False),
         ]
-        assert paths == ["c/volumes/0", "c/volumes/1", "d/volumes/0"]
+        assert paths == [".volumes/0", ".volumes/1", ".volumes/0"]
+        readonly = tree.add_volume("d", str(data), readonly=True)
+        assert readonly == ".volumes/2"
         (shared / paths[0] / "written").write_bytes(b"here")
         (shared / paths[1]).write_bytes(b"changed")
         assert (shared / paths[2] / "written").read_bytes() == b"here"
         tree.remove("c")
-        assert not (shared / "c").exists()
-        assert tree.add_volume("c", str(file), readonly=False) == "c/volumes/0"
+        # The other container has it still, and a number is not used again.
+        assert sorted(os.listdir(shared / ".volumes")) == ["0", "2"]
+        assert (shared / paths[2] / "written").read_bytes() == b"here"
+        assert tree.add_volume("c", str(file), readonly=False) == ".volumes/3"
+        tree.remove("d")
+        assert os.listdir(shared / ".volumes") == ["3"]
         tree.close()
 
     in_namespace(body)
     assert files(data) == {"deep/file": b"precious", "written": b"here"}
     assert file.read_bytes() == b"changed"
+
+
+def test_another_directory_of_the_same_name_is_another_volume(tmp_path: Path, data: Path) -> None:
+    def body() -> None:
+        tree = SharedTree(str(tmp_path / "shared"))
+        first = tree.add_volume("c", str(data), readonly=False)
+        os.rename(data, tmp_path / "moved")
+        data.mkdir()
+        assert tree.add_volume("d", str(data), readonly=False) != first
+        tree.close()
+
+    in_namespace(body)
+
+
+def test_mounts_reach_a_helper_in_a_namespace_of_its_own(tmp_path: Path, data: Path) -> None:
+    """A volume is never seen there before it is read-only."""
+
+    def body() -> None:
+        tree = SharedTree(str(tmp_path / "shared"))
+        go, ready = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            private_mounts()
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            volume = tmp_path / "shared" / ".volumes" / "0"
+            seen = (volume / "deep" / "file").read_bytes() == b"precious"
+            try:
+                (volume / "new").write_bytes(b"no")
+            except OSError as error:
+                os._exit(0 if seen and error.errno == errno.EROFS else 1)
+            os._exit(1)
+        os.read(ready[0], 1)
+        tree.add_volume("c", str(data), readonly=True)
+        os.write(go[1], b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        tree.close()
+
+    in_namespace(body)
 
 
 def test_readonly_volumes_are_so_on_the_host_and_below(tmp_path: Path, data: Path, lower: Path) -> None:
@@ -167,18 +213,18 @@ def test_the_guest_cannot_change_what_leads_to_the_mounts(tmp_path: Path, data: 
         refused: list[Callable[[], object]] = [
             lambda: (shared / "evil").mkdir(),
             lambda: (shared / "c" / "evil").symlink_to("/etc"),
-            lambda: os.rename(shared / "c" / "volumes", shared / "c" / "moved"),
+            lambda: os.rename(shared / ".volumes", shared / "c" / "moved"),
             lambda: os.rename(shared / "c", shared / "moved"),
-            lambda: (shared / "c" / "volumes" / "9").mkdir(),
+            lambda: (shared / ".volumes" / "9").mkdir(),
             lambda: os.chmod(shared / "c", 0o777),
             lambda: os.chmod(shared, 0o777),
-            lambda: os.rename(shared / "c" / "volumes" / "0", shared / "c" / "volumes" / "1"),
+            lambda: os.rename(shared / ".volumes" / "0", shared / ".volumes" / "1"),
         ]
         for change in refused:
             with pytest.raises(OSError, match=r"Read-only file system|Device or resource busy"):
                 change()
         (shared / "c" / "rootfs" / "fine").write_bytes(b"x")
-        (shared / "c" / "volumes" / "0" / "fine").write_bytes(b"x")
+        (shared / ".volumes" / "0" / "fine").write_bytes(b"x")
         tree.close()
 
     in_namespace(body)
