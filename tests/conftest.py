@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
 
+from hako.template import keeper
 from support import leaks
 
 if TYPE_CHECKING:
@@ -93,13 +94,16 @@ def roots() -> Iterator[Roots]:
         patch.setenv("HAKO_DATA_ROOT", made.data)
         patch.setenv("HAKO_CONFIG", made.config)
         yield made
+        # Templates are kept in memory for the next start, which there is none of any more.
+        keeper.stop_all()
     left = _left_behind(made)
     leaks.clean(base)
     assert not left, "The tests left behind:\n" + "\n".join(left)
 
 
 def _left_behind(made: Roots) -> list[str]:
-    found = [f"process {pid}: {command}" for pid, command in leaks.wait_gone(made.base, 5).items()]
+    left = leaks.wait_gone(made.base, 5, keepers=True)
+    found = [f"process {pid}: {command}" for pid, command in left.items()]
     found += [f"mount {point}" for point in leaks.mounts(made.base)]
     found += [f"file {path}" for path in leaks.files(made.state)]
     return found + [f"file {path}" for path in leaks.files(os.path.join(made.data, "sandboxes"))]

@@ -39,13 +39,14 @@ def run(
     missing: str = "",
     on_line: Callable[[str], None] | None = None,
     merge: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[bytes]:
     """Run ``argv`` to its end and return its output.
 
     ``missing`` is the remedy added when the program does not exist. ``on_line`` gets each line of
     standard error as it comes (progress); with ``merge`` standard output's lines too, for programs that
-    report there. Raises CommandFailedError, or HostError for a missing program
-    or when ``timeout`` seconds pass.
+    report there. ``pass_fds`` are descriptors that it inherits. Raises CommandFailedError, or HostError for a missing
+    program or when ``timeout`` seconds pass.
     """
     full_env = dict(BASE_ENV if env is None else env)
     try:
@@ -59,6 +60,7 @@ def run(
             timeout=timeout,
             capture_output=True,
             check=False,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         if cwd is not None and not os.path.isdir(cwd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,8 +13,9 @@ import pytest
 
 from hako.errors import ConfigError, HypervisorError, StateError
 from hako.hypervisor import probe_guest
-from hako.hypervisor.base import AgentChannel, Hypervisor, Rng, VmSpec
+from hako.hypervisor.base import AgentChannel, Backends, Balloon, Hypervisor, MemoryDevice, Rng, VmSpec
 from hako.hypervisor.qemu import QemuVm
+from hako.template import memory
 from hako.testing.hypervisor import FakeVm
 
 _LIMIT = 120
@@ -29,9 +31,10 @@ class Driver:
         #: A guest that says probe_guest.MARKER on its console and powers off.
         self.leaving = self.staying._replace(initrd=initrd, cmdline="console=ttyS0 quiet rdinit=/init panic=-1")
 
-    def make(self, spec: VmSpec, console_log: str | None = None) -> Hypervisor:
+    def make(self, spec: VmSpec, console_log: str | None = None, backends: Backends | None = None) -> Hypervisor:
         """A VM that was not started."""
-        return QemuVm(spec, console_log=console_log) if self.kind == "qemu" else FakeVm(spec, console_log=console_log)
+        kind = QemuVm if self.kind == "qemu" else FakeVm
+        return kind(spec, console_log=console_log, backends=backends)
 
     def let_leave(self, vm: Hypervisor) -> None:
         """What the guest of ``leaving`` does by itself, done for one that is pretended."""
@@ -127,16 +130,16 @@ def test_a_dead_vm_obeys_no_more_and_says_why(driver: Driver) -> None:
     async def body(vm: Hypervisor) -> None:
         await vm.start()
         await vm.stop()
-        for call in (vm.pause, vm.resume):
+        for call in (vm.pause, vm.resume, vm.balloon, lambda: vm.resize_memory(0), lambda: vm.add_vcpus(1)):
             with pytest.raises(HypervisorError, match="The VM of contract ended: it was stopped"):
                 await call()
 
-    run(driver.make(driver.staying), body)
+    run(driver.make(driver.staying._replace(devices=(Balloon(), MemoryDevice(1 << 30)))), body)
 
 
 def test_before_the_start(driver: Driver) -> None:
     async def body(vm: Hypervisor) -> None:
-        for call in (vm.wait, vm.pause, vm.resume, vm.status, vm.stop):
+        for call in (vm.wait, vm.pause, vm.resume, vm.status, vm.stop, vm.freeze, vm.balloon):
             with pytest.raises(StateError):
                 await call()
         with pytest.raises(StateError):
@@ -188,3 +191,148 @@ def test_capabilities(driver: Driver) -> None:
     vm = driver.make(driver.staying)
     assert vm.capabilities.pause
     assert "tcg" in vm.capabilities.accelerators
+    assert vm.capabilities.clone
+    assert vm.capabilities.grow
+
+
+def test_more_processors(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        assert await vm.add_vcpus(1) == 1
+        assert await vm.add_vcpus(3) == 3
+        assert await vm.add_vcpus(2) == 3
+        assert await vm.add_vcpus(4) == 4
+        with pytest.raises(ConfigError, match="cannot have 5 vCPUs: it can have 4 at most"):
+            await vm.add_vcpus(5)
+        assert await vm.status() == "running"
+
+    run(driver.make(driver.staying._replace(max_vcpus=4)), body)
+
+
+def test_no_more_processors_than_described(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(ConfigError, match="it can have 1 at most"):
+            await vm.add_vcpus(2)
+
+    run(driver.make(driver.staying), body)
+
+
+def test_more_memory(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        # A guest without a driver takes none; what it has is told, not what was wished.
+        assert await vm.resize_memory(128 << 20, 0.2) in (0, 128 << 20)
+        assert await vm.resize_memory(1, 0.2) in (0, 2 << 20)
+        with pytest.raises(HypervisorError):
+            await vm.resize_memory(2 << 30, 0.2)
+        assert await vm.resize_memory(0) == 0
+        assert await vm.status() == "running"
+
+    run(driver.make(driver.staying._replace(devices=(MemoryDevice(1 << 30),))), body)
+
+
+def test_no_more_memory_without_the_device(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(StateError, match="no device by which its memory could grow"):
+            await vm.resize_memory(128 << 20)
+
+    run(driver.make(driver.staying), body)
+
+
+def test_the_balloon(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        assert await vm.balloon() == vm.spec.memory
+        assert 64 << 20 <= await vm.balloon(64 << 20) <= vm.spec.memory
+        await vm.balloon(vm.spec.memory)
+
+    run(driver.make(driver.staying._replace(devices=(Balloon(),))), body)
+
+
+def test_no_balloon(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(HypervisorError):
+            await vm.balloon()
+
+    run(driver.make(driver.staying), body)
+
+
+def test_frozen_and_cloned(driver: Driver) -> None:
+    spec = driver.staying._replace(sharing="shared", memory=128 << 20, devices=(AgentChannel(), Rng()))
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for name, size in (("memory", spec.memory), ("state", 0)):
+            fds.append(memory.new(name, size))
+            stack.callback(os.close, fds[-1])
+        frozen = driver.make(spec, backends=Backends(*fds))
+
+        async def freeze(vm: Hypervisor) -> None:
+            await vm.start()
+            await vm.freeze()
+            assert await vm.status() in ("paused", "postmigrate")
+
+        async def go_on(vm: Hypervisor) -> None:
+            await vm.start()
+            assert await vm.status() == "running"
+
+        run(frozen, freeze)
+        memory.seal(fds[0])
+        memory.seal(fds[1])
+        for number in range(2):
+            # An open file of its own, read from the beginning.
+            state = os.open(f"/proc/self/fd/{fds[1]}", os.O_RDONLY)
+            stack.callback(os.close, state)
+            clone = spec._replace(id=f"clone{number}", sharing="private")
+            run(driver.make(clone, backends=Backends(fds[0], state, clone=True)), go_on)
+
+
+def test_a_clone_waits_for_its_memory(driver: Driver) -> None:
+    spec = driver.staying._replace(sharing="shared", memory=128 << 20)
+    with contextlib.ExitStack() as stack:
+        fds = [memory.new("memory", spec.memory), memory.new("state", 0)]
+        for fd in fds:
+            stack.callback(os.close, fd)
+
+        async def freeze(vm: Hypervisor) -> None:
+            await vm.start()
+            await vm.freeze()
+
+        async def fail(vm: Hypervisor) -> None:
+            ready = asyncio.get_running_loop().create_future()
+            ready.set_exception(OSError("the copy failed"))
+            with pytest.raises(OSError, match="the copy failed"):
+                await vm.start(ready)
+            assert vm.pid is None
+
+        run(driver.make(spec, backends=Backends(*fds)), freeze)
+        os.lseek(fds[1], 0, os.SEEK_SET)
+        run(driver.make(spec, backends=Backends(*fds, clone=True)), fail)
+
+
+def test_a_state_that_is_none_is_refused(driver: Driver) -> None:
+    spec = driver.staying._replace(sharing="shared", memory=128 << 20)
+    with contextlib.ExitStack() as stack:
+        fds = [memory.new("memory", spec.memory), memory.new("state", 0)]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        os.pwrite(fds[1], b"this is not the state of a virtual machine", 0)
+
+        async def body(vm: Hypervisor) -> None:
+            with pytest.raises(HypervisorError, match="cannot be cloned: ") as caught:
+                await vm.start()
+            assert "\n" not in str(caught.value)
+            assert vm.pid is None
+
+        run(driver.make(spec, backends=Backends(*fds, clone=True)), body)
+
+
+def test_freezing_needs_a_place_for_the_state(driver: Driver) -> None:
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with pytest.raises(StateError, match="no file for its state"):
+            await vm.freeze()
+
+    run(driver.make(driver.staying), body)

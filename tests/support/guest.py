@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hako.agent_client import AgentClient, InputStream, OutputStream
 from hako.hypervisor.qemu import QemuVm
-from hako.sandbox.agent_client import AgentClient, InputStream, OutputStream
 from support.hostside import read_all
 
 _CALL_SECONDS = 60.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hako.agent_client import AgentClient, OutputStream
 from hako.errors import HakoError
-from hako.sandbox.agent_client import AgentClient, OutputStream
 from hako.testing.agent import LocalAgent
 
 Body = Callable[[AgentClient, LocalAgent], Awaitable[None]]

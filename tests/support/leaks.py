@@ -9,8 +9,11 @@ import subprocess
 import time
 
 
-def processes(root: str) -> dict[int, str]:
-    """The processes that were given something below ``root``, by command line or environment; not this one."""
+def processes(root: str, *, keepers: bool = False) -> dict[int, str]:
+    """The processes that were given something below ``root``, by command line or environment; not this one.
+
+    Those that keep a template in memory are meant to stay; they count with ``keepers`` alone.
+    """
     wanted = root.rstrip("/").encode() + b"/"
     found = {}
     for name in os.listdir("/proc"):
@@ -18,11 +21,20 @@ def processes(root: str) -> dict[int, str]:
             continue
         try:
             cmdline = _read(f"/proc/{name}/cmdline")
+            if not keepers and _is_keeper(cmdline, wanted):
+                continue
             if wanted in cmdline or wanted in _read(f"/proc/{name}/environ"):
                 found[int(name)] = cmdline.replace(b"\0", b" ").decode(errors="replace").strip() or "(no command line)"
         except OSError:
             continue  # it has ended meanwhile
     return found
+
+
+def _is_keeper(cmdline: bytes, root: bytes) -> bool:
+    words = cmdline.split(b"\0")
+    return words[0].endswith((b"/sh", b"/nsenter")) and any(
+        word.startswith(root) and word.endswith(b".json") and b"/templates/" in word for word in words
+    )
 
 
 def mounts(root: str) -> list[str]:
@@ -33,31 +45,31 @@ def mounts(root: str) -> list[str]:
 
 
 def files(root: str) -> list[str]:
-    """What is below ``root`` other than directories and lock files, which may stay for the next sandbox."""
+    """What is below ``root`` other than directories, and locks and records of templates, which may stay."""
     return [
         os.path.join(folder, name)
         for folder, _, names in os.walk(root)
         for name in names
-        if not name.endswith(("lock", ".lock"))
+        if not name.endswith(("lock", ".lock")) and os.path.relpath(folder, root) not in ("templates", "starting")
     ]
 
 
-def wait_gone(root: str, seconds: float) -> dict[int, str]:
+def wait_gone(root: str, seconds: float, *, keepers: bool = False) -> dict[int, str]:
     """The processes of ``root`` that are still there after at most ``seconds`` in which they may end."""
     deadline = time.monotonic() + seconds
-    while (left := processes(root)) and time.monotonic() < deadline:
+    while (left := processes(root, keepers=keepers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
 def clean(root: str) -> None:
     """End the processes of ``root``, undo its mounts and remove it, whatever state it is in."""
-    for pid in processes(root):
+    for pid in processes(root, keepers=True):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    wait_gone(root, 5)
+    wait_gone(root, 5, keepers=True)
     for point in mounts(root):
         subprocess.run(["umount", "--lazy", point], check=False)
     if not mounts(root):  # never delete through a mount: the host's own files could be below it

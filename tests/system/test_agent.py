@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from hako.agent_client import AgentClient
 from hako.errors import CommandError, ExistsError, HakoError, NotFoundError, StateError
 from hako.hypervisor.base import AgentChannel, Rng, Share9p, VmSpec
 from hako.hypervisor.qemu import QemuVm
 from hako.sandbox import replies
-from hako.sandbox.agent_client import AgentClient
 from hako.sandbox.vm import command_line
 from hako.storage.base import TAG
 from hako.storage.ninep import NinePShare
@@ -298,7 +298,8 @@ def test_a_terminal(run: Run) -> None:
             text += await process.line()
         await process.stdin.write(b"\x04")
         # The signal may have ended the loop already, and its last word come before the size.
-        assert b"bye" in text + await read_all(process.stdout)
+        while b"bye" not in text:
+            text += await process.line()
         assert await process.status() == 0
 
     run(body)
@@ -464,7 +465,19 @@ def test_shares_are_mounted_once_and_errors_are_told(run: Run) -> None:
         assert isinstance(await failure(guest.call("MountShare", **request)), ExistsError)
         error: HakoError = await failure(guest.call("MountShare", driver="9p", tag="nothing", name="n"))
         assert "/run/hako/shares/n" in str(error)
+
+    run(body)
+
+
+def test_what_was_needed_to_boot_is_gone_and_other_modules_load(run: Run) -> None:
+    async def body(guest: Guest) -> None:
+        for name in ("ext4", "virtiofs", "ext4"):  # one with a chain, one that is loaded already, one again
+            await guest.call("LoadModules", name=name)
         assert isinstance(await failure(guest.call("LoadModules", name="nothing")), NotFoundError)
+        await guest.create("spy", spec=config("sleep", "1000", own_pids=False))
+        assert "\text4\n" in await guest.output("spy", "1", "cat", "/proc/filesystems")
+        gone = ["-name", "*.ko", "-o", "-name", "main.pyc", "-o", "-name", "crun"]
+        assert await guest.output("spy", "2", "find", "/proc/1/root/usr", *gone) == ""
 
     run(body)
 

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hako.agent_client import AgentClient
 from hako.hypervisor.base import AgentChannel, Rng, Share9p, VmSpec
 from hako.hypervisor.qemu import find_qemu
 from hako.hypervisor.qemu_args import build_argv
-from hako.sandbox.agent_client import AgentClient
 from hako.sandbox.vm import command_line
 from hako.storage.base import TAG
 from hako.storage.ninep import NinePShare

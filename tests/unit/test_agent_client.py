@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hako import agent_client
+from hako.agent_client import AgentClient, field
 from hako.errors import (
     AgentError,
     CommandError,
@@ -21,8 +23,6 @@ from hako.errors import (
     ProtocolError,
     TimedOutError,
 )
-from hako.sandbox import agent_client
-from hako.sandbox.agent_client import AgentClient, field
 from hako.wire import calls, frames
 from support.hostside import failure, read_all, until
 

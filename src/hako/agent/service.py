@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import time
 
 from hako.agent import cgroups, system
 from hako.agent.channel import Channel
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 
 _ID_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _ID_REST = _ID_FIRST | frozenset("_.-")
+
+
+#: A share's or network's device that was plugged in appears within 5 s, memory and processors are there within 10 s.
+_MOUNT_TRIES = 1000
+_MOUNT_PAUSE = 0.005
+_NETWORK_TRIES = 500
+_NETWORK_PAUSE = 0.01
+_RESIZE_TRIES = 1000
+_RESIZE_PAUSE = 0.01
 
 
 def _bad(text: str) -> calls.CallError:
@@ -51,6 +61,18 @@ def _object(params: Params, key: str) -> dict[str, Any]:
     raise _bad(f"{key}: not an object")
 
 
+def _mac(params: Params) -> bytes:
+    value = params.get("mac")
+    if isinstance(value, str) and len(value) == 17 and value[2::3] == ":::::":
+        try:
+            mac = binascii.a2b_hex(value.replace(":", ""))
+        except ValueError:
+            mac = b""
+        if len(mac) == 6 and not mac[0] & 1:
+            return mac
+    raise _bad("mac: not a MAC address such as 02:00:00:00:00:01")
+
+
 def _size(params: Params) -> tuple[int, int] | None:
     """Terminal columns and rows, None when none are given."""
     if "width" not in params and "height" not in params:
@@ -77,6 +99,7 @@ class Service:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._containers: Containers | None = None
+        self._first_memory = system.memory()["total"]
         self.ended = Future()
 
     def attach(self, channel: Channel) -> None:
@@ -125,7 +148,26 @@ class Service:
                 system.add_entropy(binascii.a2b_base64(text, strict_mode=True))
             except ValueError as error:
                 raise _bad("entropy: not base64 text") from error
+        if "machine_id" in params:
+            system.set_machine_id(_name(params, "machine_id"))
+        if params.get("mac"):
+            system.set_mac(_mac(params))
+        return {"time_ns": time.time_ns()}
+
+    async def settle(self, _params: Params) -> Params:
+        system.drop_caches()
+        system.ignore_pci_hotplug()
         return {}
+
+    async def resized(self, params: Params) -> Params:
+        vcpus = _integer(params, "vcpus", 1, 255)
+        extra = _integer(params, "extra", 0, 1 << 48)
+        for _ in range(_RESIZE_TRIES):
+            got = {"vcpus": system.online_vcpus(vcpus), "memory": system.memory()["total"]}
+            if got["vcpus"] == vcpus and got["memory"] >= self._first_memory + extra:
+                break
+            await self._loop.sleep(_RESIZE_PAUSE)
+        return got
 
     async def mount_share(self, params: Params) -> Params:
         driver = params.get("driver")
@@ -134,12 +176,31 @@ class Service:
         options = params.get("options", "")
         if not isinstance(options, str) or len(options) > 1024:
             raise _bad("options: not a short text")
-        path = system.mount_share(str(driver), _name(params, "tag"), _name(params, "name"), options)
+        for attempt in range(_MOUNT_TRIES):
+            try:
+                path = system.mount_share(str(driver), _name(params, "tag"), _name(params, "name"), options)
+                break
+            except OSError:
+                # A device that has just been plugged in takes a moment to appear.
+                if driver != "virtiofs" or attempt == _MOUNT_TRIES - 1:
+                    raise
+            system.rescan_pci()
+            await self._loop.sleep(0 if attempt == 0 else _MOUNT_PAUSE)
         return {"path": path}
 
     async def load_modules(self, params: Params) -> Params:
         system.load_on_demand(_name(params, "name"))
         return {}
+
+    async def network(self, params: Params) -> Params:
+        from hako.agent import network
+
+        wanted = network.parse(params.get("interfaces"))
+        for _ in range(_NETWORK_TRIES):
+            if not network.missing(wanted):
+                break
+            await self._loop.sleep(_NETWORK_PAUSE)
+        return {"interfaces": network.apply(wanted)}
 
     async def create(self, params: Params) -> Params:
         spec = _object(params, "spec")
@@ -182,6 +243,7 @@ class Service:
             self._store.delete_exec(container, exec_id)
         else:
             await self._store.delete(container, force=_flag(params, "force"))
+            system.forget_files()
         return {}
 
     async def pause(self, params: Params) -> Params:
@@ -228,8 +290,11 @@ class Service:
 _METHODS = {
     "Hello": Service.hello,
     "Configure": Service.configure,
+    "Settle": Service.settle,
+    "Resized": Service.resized,
     "MountShare": Service.mount_share,
     "LoadModules": Service.load_modules,
+    "Network": Service.network,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,

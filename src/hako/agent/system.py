@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
-import json
 import os
 import struct
+import sys
 import time
 
 from hako.linux import syscalls
-from hako.wire import calls
+from hako.wire import calls, jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _MODULES = "/usr/lib/hako/modules.json"
+_GZIP = 31  # zlib's "window bits" for the form with gzip's header
 _SHARES = "/run/hako/shares"
 _RNDADDENTROPY = 0x40085203  # include/uapi/linux/random.h
 _RNDRESEEDCRNG = 0x5207
@@ -52,9 +54,18 @@ def mount_first() -> None:
 
 
 def load_boot_modules() -> None:
-    """Load the kernel modules every VM needs, in the order the image gives."""
+    """Load the kernel modules every VM needs, in the order the image gives, and give back their files' memory."""
     for path in _modules()["boot"]:
         syscalls.finit_module(path)
+        os.unlink(path)
+
+
+def forget_bytecode() -> None:
+    """Give back the memory of the files that the modules imported so far came from; they are not read again."""
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if path and path.endswith(".pyc"):
+            os.unlink(path)
 
 
 def load_on_demand(name: str) -> None:
@@ -62,13 +73,17 @@ def load_on_demand(name: str) -> None:
     paths = _modules()["demand"].get(name)
     if paths is None:
         raise calls.CallError(calls.NOT_FOUND, f"the guest image has no kernel module {name}")
-    for path in paths:
-        syscalls.finit_module(path)
+    if paths:
+        import zlib  # needed by few guests
+
+        for path in paths:
+            with open(path, "rb") as file:
+                syscalls.init_module(zlib.decompress(file.read(), _GZIP), path)
 
 
 def _modules() -> dict[str, Any]:
     with open(_MODULES, "rb") as file:
-        value: dict[str, Any] = json.loads(file.read())
+        value: dict[str, Any] = jsontext.loads(file.read())
     return value
 
 
@@ -94,6 +109,15 @@ def uptime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def _write(path: str, data: bytes) -> None:
+    """Write a small file. A clone does it for the first time, and Python's file objects are a lot of code for that."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
 def set_clock(time_ns: int) -> None:
     """Set the wall clock to ``time_ns`` since 1970."""
     time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
@@ -101,15 +125,73 @@ def set_clock(time_ns: int) -> None:
 
 def set_hostname(name: str) -> None:
     """Set the VM's host name; containers with a UTS namespace have their own."""
-    with open("/proc/sys/kernel/hostname", "w", encoding="ascii") as file:
-        file.write(name[:64])
+    _socket.sethostname(name[:64])
+
+
+def set_machine_id(text: str) -> None:
+    """Give the VM the machine id ``text`` (machine-id(5)); containers have files of their own."""
+    _write("/etc/machine-id", f"{text}\n".encode())
+
+
+def set_mac(mac: bytes) -> None:
+    """Give the first network card the address ``mac``: a clone starts with its template's."""
+    names = sorted(name for name in os.listdir("/sys/class/net") if name != "lo")
+    if not names:
+        raise calls.CallError(calls.FAILED_PRECONDITION, "the VM has no network card")
+    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        # struct ifreq with a sockaddr of type ARPHRD_ETHER (1)
+        request = struct.pack("16sH6s8x", names[0].encode(), 1, mac)
+        fcntl.ioctl(control.fileno(), 0x8924, request)  # SIOCSIFHWADDR
+    finally:
+        control.close()
+
+
+def ignore_pci_hotplug() -> None:
+    """Have the kernel not look after PCI devices that are plugged in: rescan_pci() finds them.
+
+    Interpreted ACPI code would find them by itself (GPE 1 of QEMU's machines), but takes ten times as long.
+    """
+    try:
+        _write("/sys/firmware/acpi/interrupts/gpe01", b"disable")
+    except OSError:
+        return  # a machine without it; the kernel goes on looking after devices itself
+
+
+def rescan_pci() -> None:
+    """Find PCI devices that have been plugged in."""
+    _write("/sys/bus/pci/rescan", b"1")
+
+
+def drop_caches() -> None:
+    """Write everything out and let go of what can be read again: the VM is about to be frozen."""
+    os.sync()
+    _write("/proc/sys/vm/drop_caches", b"3")
+
+
+def online_vcpus(wanted: int) -> int:
+    """Bring processors online until ``wanted`` are, or take some offline; return how many are online."""
+    base = "/sys/devices/system/cpu"
+    numbers = sorted(int(name[3:]) for name in os.listdir(base) if name[:3] == "cpu" and name[3:].isdigit())
+    online = 1
+    for number in numbers[1:]:
+        path = f"{base}/cpu{number}/online"
+        with open(path, encoding="ascii") as file:
+            is_online = file.read(1) == "1"
+        if is_online != (online < wanted):
+            _write(path, b"1" if online < wanted else b"0")
+        online += online < wanted
+    return online
 
 
 def add_entropy(data: bytes) -> None:
     """Feed ``data``, full entropy, to the kernel's generator and have it reseed at once."""
-    with open("/dev/urandom", "wb", buffering=0) as device:
+    device = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
         fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
         fcntl.ioctl(device, _RNDRESEEDCRNG)
+    finally:
+        os.close(device)
 
 
 def mount_share(driver: str, tag: str, name: str, options: str) -> str:
@@ -124,6 +206,19 @@ def mount_share(driver: str, tag: str, name: str, options: str) -> str:
         os.rmdir(path)
         raise
     return path
+
+
+def forget_files() -> None:
+    """Let go of the names and files of virtiofs shares that nothing uses.
+
+    The server holds each file that this kernel remembers, so what was removed on the host would still take up space.
+    9p remembers nothing.
+    """
+    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+        if not any(line.split(" ")[2] == "virtiofs" for line in mounts):
+            return
+    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+        file.write("2")
 
 
 def unmount_shares() -> None:
@@ -151,8 +246,6 @@ def memory() -> dict[str, int]:
 
 def bring_up_loopback() -> None:
     """Bring up ``lo``; without it not even 127.0.0.1 answers."""
-    import _socket
-
     control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         up_and_running = 0x1 | 0x40  # IFF_UP, IFF_RUNNING

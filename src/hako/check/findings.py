@@ -23,7 +23,6 @@ SEVERITIES = (OK, NOTE, WARNING, ERROR)
 _MIN_KERNEL = (5, 10)
 _MIN_QEMU = (7, 2)
 _MIN_DISK = 1 << 30
-_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 _TIMEOUT = 10.0
 
 
@@ -47,6 +46,7 @@ def findings(config: Config) -> list[Finding]:
         ("image", check_image),
         ("9p", check_ninep),
         ("virtiofs", check_virtiofs),
+        ("templates", check_templates),
         ("vsock", check_vsock),
         ("cgroups", check_cgroups),
         ("tun", check_tun),
@@ -176,12 +176,27 @@ def check_ninep(config: Config) -> Finding:
     return Finding("9p", ERROR, "this QEMU has no 9p server", "install a QEMU built with virtfs, such as Debian's")
 
 
-def check_virtiofs(_config: Config) -> Finding:
-    """virtiofsd is optional."""
-    for path in (*_VIRTIOFSD, shutil.which("virtiofsd") or ""):
-        if path and os.access(path, os.X_OK):
-            return Finding("virtiofs", OK, f"{path} is there; shares use 9p")
-    return Finding("virtiofs", OK, "virtiofsd is not installed and not needed; shares use 9p")
+def check_virtiofs(config: Config) -> Finding:
+    """virtiofsd serves containers' files, unless 9p is to."""
+    from hako.storage.virtiofs import find_program
+
+    try:
+        return Finding("virtiofs", OK, f"{find_program(config.share.virtiofsd).path} is there")
+    except HakoError as error:
+        if config.share.driver != "virtiofs":
+            return Finding("virtiofs", OK, "virtiofsd is not installed; shares use 9p")
+        return Finding("virtiofs", ERROR, str(error).partition(". ")[0], "apt-get install qemu-system-common")
+
+
+def check_templates(config: Config) -> Finding:
+    """What VMs are cloned from, and who keeps it in memory."""
+    from hako.template import api
+
+    if not config.template.enabled:
+        return Finding("templates", NOTE, "switched off, so each VM boots", "set template.enabled = true")
+    found = [template for _, template in api.list_templates(config.template) if template is not None]
+    size = sum(template.size for template in found)
+    return Finding("templates", OK, f"{len(found)} made, {size >> 20} MiB on disk")
 
 
 def check_vsock(_config: Config) -> Finding:

@@ -8,7 +8,20 @@ import importlib
 from hako.cli import options
 from hako.cli.main import VERBS
 
-_CONTAINERS = ("exec", "logs", "attach", "stop", "kill", "pause", "unpause", "rm", "inspect", "stats")
+_CONTAINERS = (
+    "exec",
+    "logs",
+    "attach",
+    "stop",
+    "kill",
+    "pause",
+    "unpause",
+    "rm",
+    "inspect",
+    "stats",
+    "trace",
+    "update",
+)
 _IMAGES = ("run", "rmi")
 
 _SCRIPT = """\

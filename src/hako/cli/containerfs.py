@@ -103,7 +103,7 @@ def _enter_running(target: Target) -> str:
         syscalls.mount("", "/", flags=syscalls.MS_PRIVATE | syscalls.MS_REC)
     except OSError as error:
         raise StateError(f"Cannot see the files of {target.name or target.short_id}: {error.strerror}.") from error
-    return os.path.join(records.run_dir(target.sandbox_id), "shared", target.container_id, "rootfs")
+    return os.path.join(records.shared_dir(target.state), target.container_id, "rootfs")
 
 
 def _mount_stopped(target: Target) -> str:

@@ -20,7 +20,9 @@ _REF = "a digest or its start, or the directory of an image"
 def parser() -> options.Parser:
     """The command line of this verb; ``parse_args().action`` says which of its own verbs."""
     whole = options.Parser("image", _ABOUT, "build|list|inspect|verify|default|remove [OPTIONS]")
-    verbs = whole.add_subparsers(dest="action", metavar="", parser_class=_SubParser, prog="hako image", title="verbs")
+    verbs = whole.add_subparsers(
+        dest="action", metavar="", parser_class=options.SubParser, prog="hako image", title="verbs"
+    )
     build = verbs.add_parser("build", help="build one from Debian's packages, or find that it is up to date")
     build.add_argument("--refresh", action="store_true", help="ask the archive for newer packages first")
     build.add_argument("--kernel", default=None, metavar="FILE", help="a kernel of your own (vmlinuz or vmlinux)")
@@ -38,13 +40,6 @@ def parser() -> options.Parser:
     remove.add_argument("-f", "--force", action="store_true", help="also the default one")
     remove.add_argument("images", metavar="IMAGE", nargs="+", help=_REF)
     return whole
-
-
-class _SubParser(options.Parser):
-    """What add_parser() makes; ``prog`` is ``hako image VERB``."""
-
-    def __init__(self, *, prog: str) -> None:
-        super().__init__(prog.removeprefix("hako "), "", "")
 
 
 def main(args: list[str]) -> int:

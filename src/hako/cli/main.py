@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+#: When hako's own code began to run, on the monotonic clock.
+RUNNING_SINCE = time.monotonic_ns()
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -28,13 +32,17 @@ VERBS = {
     "pause": ("pause", "Freeze all processes of containers"),
     "unpause": ("unpause", "Let frozen containers go on"),
     "rm": ("remove", "Remove containers with everything they left"),
+    "update": ("update", "Change the limits of running containers"),
     "inspect": ("inspect", "Show all that is known of containers, as JSON"),
     "stats": ("stats", "Show what running containers use"),
+    "trace": ("trace", "Show what a container's start took its time for"),
     "cp": ("cp", "Copy files between a container and the host"),
     "images": ("images", "List container images"),
     "pull": ("pull", "Fetch a container image, or a newer one"),
     "rmi": ("rmi", "Remove container images"),
     "image": ("guest", "Build, list, inspect, verify or remove guest images (kernel and initrd of the VMs)"),
+    "template": ("template", "Make, list, inspect, verify or remove templates, which VMs are cloned from"),
+    "pool": ("pool", "List, fill or drain the pool of VMs that are ready before they are asked for"),
     "check": ("check", "Tell whether this host can run VMs, and what to do if not"),
     "completion": ("completion", "Print the completion script for bash"),
     "version": ("version", "Show the version"),

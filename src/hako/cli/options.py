@@ -32,6 +32,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{text[:1].upper() + text[1:] if text is message else text}; see {self.prog} --help.")
 
 
+class SubParser(Parser):
+    """What add_parser() makes for a verb of a verb; ``prog`` is ``hako image VERB``."""
+
+    def __init__(self, *, prog: str) -> None:
+        super().__init__(prog.removeprefix("hako "), "", "")
+
+
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
@@ -143,6 +150,17 @@ def parse_signal(text: str) -> int:
     if plus:
         raise ConfigError(f"{text!r} is not a signal: write a name such as TERM or a number from 1 to 64.")
     return int(number)
+
+
+def parse_annotations(words: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` words. Raises ConfigError."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--annotation {word} is not an annotation: write KEY=VALUE.")
+        found[key] = value
+    return found
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,13 @@ import socket
 from typing import Any
 
 from hako.cli import options
-from hako.cli.main import complain
+from hako.cli.main import RUNNING_SINCE, complain
 from hako.config.load import load
 from hako.errors import HakoError
 from hako.sandbox import client, daemon, records, requests
 from hako.sandbox.build import Build, Built, build
 from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.trace import of_process
 
 #: Label under which the image's stop signal is kept for ``hako stop``.
 STOP_SIGNAL = "dev.hako.stop-signal"
@@ -45,10 +46,13 @@ def parser() -> options.Parser:
     add("--hostname", default="", metavar="NAME", help="the container's host name; by default its id")
     add("-m", "--memory", default=None, metavar="SIZE", help="limit of the memory, for example 512m; sizes the VM")
     add("--cpus", default=None, metavar="NUMBER", help="limit of CPU time, for example 1.5; sizes the VM")
+    add("--annotation", action="append", default=[], metavar="KEY=VALUE",
+        help="change a setting for this sandbox, for example dev.hako.template=false")  # fmt: skip
     add("--entrypoint", default=None, metavar="COMMAND", help="replaces the image's; an empty one takes it away")
     add("--pull", default="missing", choices=("always", "missing", "never"),
         help="when to ask the registry for the image (default: missing)")  # fmt: skip
     add("--network", default="none", choices=("none",), help="none: loopback only; there is no other network yet")
+    add("--trace", default="", metavar="FILE", help="write the phases of the start to FILE, as Chrome trace JSON")
     add("image", metavar="IMAGE", help="a name, or the path of an archive, OCI layout or root directory")
     options.add_command(parser, "replaces the image's command")
     return parser
@@ -56,18 +60,23 @@ def parser() -> options.Parser:
 
 def main(args: list[str]) -> int:
     """Run the container; returns its exit code."""
+    trace = of_process("command", RUNNING_SINCE)
+    trace.mark("imports", "command")
     asked = parser().parse_args(args)
     check(asked)
     config = load()
+    trace.mark("options", "command")
     # Sizes and names are checked before an image is fetched, which may take long.
     spec = requests.sandbox_spec(
         config,
         name=asked.name,
         memory=asked.memory,
         cpus=None if asked.cpus is None else options.parse_cpus(asked.cpus),
+        annotations=options.parse_annotations(asked.annotation),
         retain=not asked.rm,
     )
     built = build(to_build(asked), config, progress, container_id=spec.id)
+    trace.mark("image", "command")
     stop_signal = built.image_config.get("StopSignal")
     if isinstance(stop_signal, str) and stop_signal:
         spec = spec._replace(labels={STOP_SIGNAL: stop_signal})
@@ -75,7 +84,7 @@ def main(args: list[str]) -> int:
     # An interrupt in the middle of it would leave a sandbox that nobody knows of.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
-        owner = daemon.fork(spec, config)
+        owner = daemon.fork(spec, config, trace)
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise
@@ -92,6 +101,10 @@ def check(asked: argparse.Namespace) -> None:
     """Refuse options that do not go together. Raises ConfigError."""
     if not asked.detach:
         options.check_terminal(tty=asked.tty, interactive=asked.interactive)
+    if asked.trace:
+        from hako.cli.trace import check_writable
+
+        check_writable(asked.trace, "--trace")
 
 
 def to_build(asked: argparse.Namespace) -> Build:
@@ -143,10 +156,11 @@ def _run_detached(owner: socket.socket, spec: SandboxSpec, built: Built, asked: 
     from hako.cli.session import with_reason
 
     with with_reason(spec.id):
-        client.exchange(owner, "Create", _create(spec, built, asked, [], None))
+        made = client.exchange(owner, "Create", _create(spec, built, asked, [], None))
     with contextlib.suppress(client.GoneError):  # a short command has ended already
         client.exchange(owner, "Disown", {})
     print(spec.id, flush=True)
+    _write_trace(asked, spec, made)
     return 0
 
 
@@ -158,16 +172,27 @@ def _run(owner: socket.socket, spec: SandboxSpec, built: Built, asked: argparse.
     with session, with_reason(spec.id):
         stdio = session.stdio()
         params = _create(spec, built, asked, list(stdio), session.size())
-        session.start(client.PendingCall(owner, "Create", params, list(stdio.values())))
+        made = session.start(client.PendingCall(owner, "Create", params, list(stdio.values())))
         with client.connect(spec.id) as sock:
             session.join()
-            end = session.wait(client.PendingCall(sock, "Wait", requests.target(spec.id)))
+            target = requests.target(spec.id, trace=bool(asked.trace))
+            end = session.wait(client.PendingCall(sock, "Wait", target))
         if end is None:
             client.exchange(owner, "Disown", {})
+            _write_trace(asked, spec, made)
             return 0
         session.leave()
         client.wait_end(owner)
+    _write_trace(asked, spec, end)
     return exit_code(end, complain)
+
+
+def _write_trace(asked: argparse.Namespace, spec: SandboxSpec, answer: dict[str, Any]) -> None:
+    """Write the trace in the sandbox process's ``answer``, if the user wants it."""
+    if asked.trace:
+        from hako.cli import trace
+
+        trace.write_answer(asked.trace, answer.get("trace"), spec.name or spec.id)
 
 
 def _discard(sandbox_id: str) -> None:

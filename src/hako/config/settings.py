@@ -7,7 +7,7 @@ add a row here and run ``python -m hako.config.reference docs/configuration.md``
 
 from __future__ import annotations
 
-from hako.config.kinds import Setting, choice, integer, path, seconds, size, strings, text
+from hako.config.kinds import Setting, choice, flag, integer, path, seconds, size, strings, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,13 +87,63 @@ class SandboxSettings(Section):
     )
 
 
+class TemplateSettings(Section):
+    """Frozen virtual machines that others are cloned from."""
+
+    name = "template"
+    title = "Templates: frozen virtual machines that others are cloned from"
+
+    enabled: bool = flag(
+        True,
+        "Whether virtual machines are cloned from a template, which is made when it is first needed. Otherwise each "
+        "boots by itself, which takes seconds; see docs/security.md for what clones have in common.",
+        annotation="template",
+        kata="hypervisor.enable_template",
+    )
+    directory: str = path(
+        "",
+        "Where templates are kept. Empty: `templates` in hako's data directory. One on a tmpfs is gone after a reboot.",
+    )
+    max_size: int = size(
+        "1g", "How much all templates together may take there; the longest unused are removed.", "64m", "1t"
+    )
+    max_age: float = seconds(2592000, "How long a template is kept that is not used.", 60, 315360000)
+    keep: float = seconds(
+        3600,
+        "How long a template stays in memory after its last use. The first start after that takes 0.1 s longer.",
+        60,
+        315360000,
+    )
+
+
+class PoolSettings(Section):
+    """Virtual machines that are ready before they are asked for."""
+
+    name = "pool"
+    title = "The pool of virtual machines that are ready before they are asked for"
+
+    size: int = integer(
+        0,
+        "How many clones are kept running ahead of demand; each takes as much memory as an idle container. 0: none.",
+        0,
+        1000,
+    )
+    max_age: float = seconds(21600, "How long one waits before a fresh one takes its place.", 60, 315360000)
+
+
 class ShareSettings(Section):
     """How files of the host reach the guest."""
 
     name = "share"
     title = "How files of the host reach the guest"
 
-    driver: str = choice("9p", "The shared file system.", ("9p",), annotation="share-driver")
+    driver: str = choice(
+        "virtiofs",
+        "The shared file system: see [filesystem.md](filesystem.md). `virtiofs` does what a local file system does, `9p` "
+        "lets clones share memory with their template.",
+        ("virtiofs", "9p"),
+        annotation="share-driver",
+    )
     msize: int = size(
         "512k",
         "The largest 9p message. Larger ones make sequential reading and writing quicker.",
@@ -101,6 +151,15 @@ class ShareSettings(Section):
         "1m",
         annotation="share-msize",
         kata="hypervisor.msize_9p",
+    )
+    virtiofsd: str = path("", "The program that serves virtiofs. Empty: the one that is installed with QEMU.")
+    cache: str = choice(
+        "auto",
+        "What a guest may remember of a virtiofs share. `auto`: names and attributes for a second, content until it is "
+        "seen to have changed. `none`: nothing, but then files cannot be mapped for writing. `always`: everything, "
+        "for shares that nobody but the guest changes.",
+        ("auto", "none", "always"),
+        annotation="share-cache",
     )
 
 
@@ -143,6 +202,8 @@ SECTIONS: tuple[type[Section], ...] = (
     HypervisorSettings,
     GuestSettings,
     SandboxSettings,
+    TemplateSettings,
+    PoolSettings,
     ShareSettings,
     ImageSettings,
     LogSettings,
@@ -159,6 +220,8 @@ class Config(_Frozen):
     hypervisor: HypervisorSettings
     guest: GuestSettings
     sandbox: SandboxSettings
+    template: TemplateSettings
+    pool: PoolSettings
     share: ShareSettings
     image: ImageSettings
     log: LogSettings

@@ -6,10 +6,14 @@ same contract tests run against both.
 
 from __future__ import annotations
 
+import re
 import socket
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable
+from typing import NamedTuple, Protocol, TypeVar
 
-from hako.errors import ConfigError
+from hako.errors import ConfigError, HypervisorError
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 #: Name of the virtio-serial port on which the agent is reached, as the guest sees it in /sys/class/virtio-ports/*/name.
 AGENT_PORT = "hako.agent"
@@ -18,6 +22,8 @@ AGENT_PORT = "hako.agent"
 MAX_TAG = 31
 
 MIN_MEMORY = 64 << 20
+
+MAX_VCPUS = 255
 
 
 class AgentChannel(NamedTuple):
@@ -38,7 +44,55 @@ class Share9p(NamedTuple):
     readonly: bool = False
 
 
-Device = AgentChannel | Rng | Share9p
+class ShareVirtiofs(NamedTuple):
+    """A share served by a virtiofs server, whose connected vhost-user socket is ``Backends.share``.
+
+    The server reads and writes the guest's memory, which therefore has to be ``shared``. A VM that has one cannot be
+    frozen: clones get theirs by ``Hypervisor.plug``.
+    """
+
+    tag: str
+
+
+class Balloon(NamedTuple):
+    """A memory balloon, through which the guest reports pages it does not use, so that the host gets them back."""
+
+
+class Nic(NamedTuple):
+    """A virtio network card tied to the tap device ``Backends.nic``."""
+
+    mac: str  #: aa:bb:cc:dd:ee:ff
+
+
+class MemoryDevice(NamedTuple):
+    """A virtio-mem device: up to ``size`` bytes that can be added while the VM runs, none to begin with."""
+
+    size: int
+
+
+Device = AgentChannel | Rng | Share9p | ShareVirtiofs | Balloon | Nic | MemoryDevice
+
+_D = TypeVar("_D", AgentChannel, Rng, Share9p, ShareVirtiofs, Balloon, Nic, MemoryDevice)
+
+#: At most one of each.
+_SINGLE = (AgentChannel, Rng, ShareVirtiofs, Balloon, Nic, MemoryDevice)
+
+#: Granularity of memory that is added: the size of a memory block of the guest's kernel.
+MEMORY_STEP = 128 << 20
+
+
+class Backends(NamedTuple):
+    """What stands behind a VM's devices: open descriptors, which change from clone to clone.
+
+    They are the caller's; the driver uses them during ``start`` only, and QEMU has copies.
+    """
+
+    memory: int | None = None  #: file of the guest's memory, as large as it; None: the hypervisor makes its own
+    #: device state of a frozen VM: where ``freeze`` writes it, or, for a ``clone``, an own open file to read it from
+    state: int | None = None
+    clone: bool = False  #: go on where the frozen VM stopped instead of booting
+    share: int | None = None  #: connected socket of the virtiofs server
+    nic: int | None = None  #: tap device with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
 
 
 class VmSpec(NamedTuple):
@@ -54,6 +108,9 @@ class VmSpec(NamedTuple):
     cmdline: str  #: kernel command line
     memory: int  #: bytes
     vcpus: int = 1
+    max_vcpus: int = 0  #: how many there can be when some are added later; 0: no more than ``vcpus``
+    #: "own" memory, "shared" with other processes through ``Backends.memory``, or a "private" copy-on-write view of it
+    sharing: str = "own"
     accelerator: str = "tcg"  #: "kvm" or "tcg"
     cpu: str = ""  #: CPU model; empty: the architecture's for the accelerator
     machine: str = ""  #: machine type; empty: the architecture's
@@ -70,8 +127,10 @@ class VmSpec(NamedTuple):
             raise ConfigError(
                 f"{self.memory >> 20} MiB of memory is too little for a VM: give it at least {MIN_MEMORY >> 20} MiB."
             )
-        if not 1 <= self.vcpus <= 255:
-            raise ConfigError(f"A VM cannot have {self.vcpus} vCPUs: give it 1 to 255.")
+        if not 1 <= max(self.vcpus, self.max_vcpus) <= MAX_VCPUS or self.vcpus < 1:
+            raise ConfigError(f"A VM cannot have {self.vcpus} vCPUs: give it 1 to {MAX_VCPUS}.")
+        if self.sharing not in ("own", "shared", "private"):
+            raise ConfigError(f"A VM's memory cannot be {self.sharing!r}: use own, shared or private.")
         paths = [device.path for device in self.devices if isinstance(device, Share9p)]
         if any("\0" in text for text in (self.kernel, self.initrd or "", self.cmdline, self.cpu, self.machine, *paths)):
             raise ConfigError(f"The description of VM {self.id} contains a NUL character.")
@@ -79,13 +138,24 @@ class VmSpec(NamedTuple):
         return self
 
     def _check_devices(self) -> None:
-        tags = [device.tag for device in self.devices if isinstance(device, Share9p)]
+        tags = [device.tag for device in self.devices if isinstance(device, Share9p | ShareVirtiofs)]
         for tag in tags:
             if not tag or len(tag.encode()) > MAX_TAG or not tag.isprintable() or tags.count(tag) > 1:
                 raise ConfigError(f"Mount tag {tag!r} is not valid: use 1 to {MAX_TAG} characters, each tag once.")
-        for kind in (AgentChannel, Rng):
+        for kind in _SINGLE:
             if sum(isinstance(device, kind) for device in self.devices) > 1:
                 raise ConfigError(f"VM {self.id} has more than one {kind.__name__} device.")
+        if any(isinstance(device, ShareVirtiofs) for device in self.devices) and self.sharing != "shared":
+            raise ConfigError(f"VM {self.id} has a virtiofs share, for which its memory has to be shared.")
+        for device in self.devices:
+            if isinstance(device, Nic) and not _MAC.fullmatch(device.mac):
+                raise ConfigError(f"The MAC address {device.mac!r} is not valid: write it as 02:00:00:00:00:01.")
+            if isinstance(device, MemoryDevice) and (device.size <= 0 or device.size % MEMORY_STEP):
+                raise ConfigError(f"Memory is added in steps of {MEMORY_STEP >> 20} MiB; {device.size} bytes are none.")
+
+    def find(self, kind: type[_D]) -> _D | None:
+        """The device of this kind, None when there is none."""
+        return next((device for device in self.devices if isinstance(device, kind)), None)
 
 
 class Capabilities(NamedTuple):
@@ -94,6 +164,9 @@ class Capabilities(NamedTuple):
     pause: bool
     share_9p: bool
     accelerators: tuple[str, ...]
+    share_virtiofs: bool = True
+    clone: bool = True  #: freeze, and start from a frozen VM
+    grow: bool = True  #: memory and vCPUs can be added to a running VM
 
 
 class VmExit(NamedTuple):
@@ -111,6 +184,10 @@ class VmExit(NamedTuple):
         return f"{text} Last console lines: {' | '.join(self.console_tail[-5:])}" if self.console_tail else text
 
 
+class CloneError(HypervisorError):
+    """A VM cannot be a clone of what it was given: the state does not fit, or is damaged."""
+
+
 class Hypervisor(Protocol):
     """One VM. Methods other than ``kill`` and ``wait`` raise HypervisorError once the VM is dead.
 
@@ -118,6 +195,8 @@ class Hypervisor(Protocol):
     back the process, the sockets and the log. Call everything from one event loop, and start VMs from a thread that
     lives as long as they do: a VM dies with the thread that started it.
     """
+
+    spec: VmSpec
 
     @property
     def capabilities(self) -> Capabilities:
@@ -138,8 +217,10 @@ class Hypervisor(Protocol):
     def console_tail(self, lines: int = 20) -> list[str]:
         """The guest's last console lines, made printable."""
 
-    async def start(self) -> None:
-        """Start the VM and return when the hypervisor runs; the guest boots meanwhile.
+    async def start(self, memory_ready: Awaitable[None] | None = None) -> None:
+        """Start the VM and return when the hypervisor runs; the guest boots meanwhile, a clone runs already.
+
+        A clone whose memory file is still being filled goes on when ``memory_ready`` is done.
 
         Raises ConfigError for a description that cannot be, HostError when the host lacks something, and
         HypervisorError with the hypervisor's own words when it refuses.
@@ -159,6 +240,31 @@ class Hypervisor(Protocol):
 
     async def resume(self) -> None:
         """Let a paused VM go on."""
+
+    async def freeze(self) -> None:
+        """Stop the VM for good and write the state of its devices to ``Backends.state``.
+
+        Together with its memory file this is all that a clone needs. Kill the VM afterwards.
+        """
+
+    async def plug(self, device: ShareVirtiofs) -> None:
+        """Add a share to the running VM. Raises HypervisorError when it is refused."""
+
+    async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:
+        """Have the MemoryDevice give the guest ``extra`` bytes (rounded up to its granularity); return what it has.
+
+        Growing takes milliseconds. Shrinking depends on what the guest can give up, and may end short of the wish
+        after ``timeout`` seconds; the guest goes on giving then, as it can. Raises StateError without MemoryDevice.
+        """
+
+    async def add_vcpus(self, count: int) -> int:
+        """Add vCPUs until the VM has ``count``, which the guest must bring online; return how many it has now.
+
+        There are never fewer. Raises ConfigError for more than ``max_vcpus``.
+        """
+
+    async def balloon(self, size: int | None = None) -> int:
+        """Ask the guest to get by on ``size`` bytes of its first memory (None: only ask); return what it has now."""
 
     async def status(self) -> str:
         """``running``, ``paused``, ``exited`` or another of QEMU's run states, such as ``internal-error``."""

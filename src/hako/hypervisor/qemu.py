@@ -10,14 +10,24 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from hako import arch, log
-from hako.errors import HostError, HypervisorError, StateError, TimedOutError
-from hako.hypervisor import confine
-from hako.hypervisor.base import AgentChannel, Capabilities, VmExit, VmSpec
+from hako.errors import ConfigError, HostError, HypervisorError, StateError, TimedOutError
+from hako.hypervisor import confine, hotplug, migration
+from hako.hypervisor.base import (
+    AgentChannel,
+    Backends,
+    Capabilities,
+    CloneError,
+    MemoryDevice,
+    ShareVirtiofs,
+    VmExit,
+    VmSpec,
+)
 from hako.hypervisor.console import LOG_CAP, BoundedLog, SocketReader
-from hako.hypervisor.qemu_args import build_argv
+from hako.hypervisor.qemu_args import backend_fds, build_argv, virtiofs_device
 from hako.proc import BASE_ENV
 
 if TYPE_CHECKING:
@@ -72,15 +82,19 @@ class QemuVm:
         console_cap: int = LOG_CAP,
         user: str = confine.DEFAULT_USER,
         binary: str = "",
+        backends: Backends | None = None,
     ) -> None:
         """``console_log`` is the file for the guest's console (None: memory only), of which at most ``console_cap``
         bytes are kept; ``user`` the system user QEMU runs as where it exists; ``binary`` QEMU's name or path (empty:
-        the architecture's). Raises ConfigError for a description that cannot be."""
+        the architecture's); ``backends`` what stands behind the devices that need it.
+
+        Raises ConfigError for a description that cannot be."""
         self.spec = spec.checked()
         self._console_path = console_log
         self._console_cap = console_cap
         self._user = user
         self._binary = binary
+        self._backends = backends or Backends()
         self._stack = contextlib.AsyncExitStack()
         self._console = BoundedLog()
         self._stderr = BoundedLog()
@@ -106,18 +120,32 @@ class QemuVm:
     def console_tail(self, lines: int = _CONSOLE_LINES) -> list[str]:
         return self._console.tail(lines)
 
-    async def start(self) -> None:
+    async def start(self, memory_ready: Awaitable[None] | None = None) -> None:
         if self._exit is not None:
             raise StateError(f"VM {self.spec.id} was started already.")
         self._exit = asyncio.get_running_loop().create_future()
         try:
             qmp_socket = self._spawn()
             await self._shake_hands(qmp_socket)
+            if self._backends.clone:
+                await self._load(memory_ready)
         except BaseException:
             await self.kill()
             if self._process is None:
                 self._exit = None  # there will be no end to wait for
             raise
+
+    async def _load(self, memory_ready: Awaitable[None] | None) -> None:
+        assert self._exit is not None
+        if memory_ready is not None:
+            await memory_ready
+        try:
+            await migration.load(self._monitor(), self._backends.state)
+        except HypervisorError as error:
+            # A QEMU that cannot read the state says why, and ends.
+            await asyncio.wait({self._exit}, timeout=1)
+            words = self._stderr_words() or str(error)
+            raise CloneError(f"VM {self.spec.id} cannot be cloned: {words.rstrip('.')}.") from error
 
     async def wait(self) -> VmExit:
         if self._exit is None:
@@ -165,12 +193,38 @@ class QemuVm:
         status = answer.get("status") if isinstance(answer, dict) else None
         return status if isinstance(status, str) else "unknown"
 
+    async def freeze(self) -> None:
+        if self._backends.state is None:
+            raise StateError(f"VM {self.spec.id} was given no file for its state.")
+        await self._command("stop")
+        await migration.save(self._monitor(), self._backends.state)
+
+    async def plug(self, device: ShareVirtiofs) -> None:
+        await self._monitor().execute("device_add", virtiofs_device(device))
+
+    async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:
+        if self.spec.find(MemoryDevice) is None:
+            raise StateError(f"VM {self.spec.id} has no device by which its memory could grow.")
+        return await hotplug.resize_memory(self._monitor(), extra, timeout)
+
+    async def add_vcpus(self, count: int) -> int:
+        if count > max(self.spec.vcpus, self.spec.max_vcpus):
+            limit = max(self.spec.vcpus, self.spec.max_vcpus)
+            raise ConfigError(f"VM {self.spec.id} cannot have {count} vCPUs: it can have {limit} at most.")
+        return await hotplug.add_vcpus(self._monitor(), count)
+
+    async def balloon(self, size: int | None = None) -> int:
+        return await hotplug.balloon(self._monitor(), size)
+
     async def _command(self, name: str) -> object:
+        return await self._monitor().execute(name)
+
+    def _monitor(self) -> Qmp:
         if self._qmp is None or self._exit is None:
             raise StateError(f"VM {self.spec.id} is not running.")
         if self._exit.done():
             raise HypervisorError(self._exit.result().sentence(self.spec.id))
-        return await self._qmp.execute(name)
+        return self._qmp
 
     # --- start ---
 
@@ -227,6 +281,7 @@ class QemuVm:
             ours[name].setblocking(False)
             fds[name] = other.fileno()
         self._agent = ours.get("agent")
+        fds |= backend_fds(self._backends)
         files = {"kernel": self.spec.kernel, "initrd": self.spec.initrd}
         for name, path in files.items():
             if path is not None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hako import arch
-from hako.hypervisor.base import AgentChannel, Rng, Share9p, VmSpec
+from hako.hypervisor.base import (
+    AgentChannel,
+    Backends,
+    Balloon,
+    Device,
+    MemoryDevice,
+    Nic,
+    Rng,
+    Share9p,
+    ShareVirtiofs,
+    VmSpec,
+)
 
 # QEMU's own system call filter: no new programs, no other user, no other scheduling, no long obsolete calls.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -17,6 +28,10 @@ TCG_CODE_MIB = 256
 # set up 64 queues that nothing uses.
 SERIAL_PORTS = 2
 
+# Names of devices and objects, for commands to a running VM.
+MEMORY_DEVICE = "memory1"
+SHARE_CHARDEV = "virtiofs"
+
 # Virtio 1 only: probing a device that also speaks the older dialect takes the guest longer.
 _MODERN = "disable-legacy=on"
 
@@ -24,8 +39,9 @@ _MODERN = "disable-legacy=on"
 def build_argv(spec: VmSpec, fds: Mapping[str, int], binary: str = "") -> list[str]:
     """QEMU's arguments for ``spec``, the program first.
 
-    ``fds`` holds the descriptors QEMU inherits: sockets ``qmp``, ``console`` and (for an AgentChannel) ``agent``, and
-    the open files ``kernel`` and ``initrd``. ``binary`` is QEMU's path; empty: the architecture's program name.
+    ``fds`` holds the descriptors QEMU inherits: sockets ``qmp``, ``console`` and (for an AgentChannel) ``agent``, the
+    open files ``kernel`` and ``initrd``, and those of ``Backends`` that there are: ``memory``, ``state``, ``share``,
+    ``nic``, and ``incoming`` for a clone. ``binary`` is QEMU's path; empty: the architecture's program name.
     """
     here = arch.current()
     cpu = spec.cpu or (here.kvm_cpu if spec.accelerator == "kvm" else here.tcg_cpu)
@@ -41,10 +57,10 @@ def build_argv(spec: VmSpec, fds: Mapping[str, int], binary: str = "") -> list[s
         "-no-reboot",
         "-sandbox", SANDBOX,
         "-accel", accel,
-        "-machine", f"{_escape(spec.machine or here.machine)},usb=off,vmport=off,dump-guest-core=off",
+        "-machine", _machine(spec, here.machine),
         "-cpu", cpu,
-        "-smp", f"cpus={spec.vcpus}",
-        "-m", f"size={spec.memory >> 10}k",
+        "-smp", f"cpus={spec.vcpus}" + (f",maxcpus={spec.max_vcpus}" if spec.max_vcpus > spec.vcpus else ""),
+        *_memory(spec, fds),
         "-chardev", f"socket,id=qmp,fd={fds['qmp']}",
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=console,fd={fds['console']}",
@@ -55,17 +71,77 @@ def build_argv(spec: VmSpec, fds: Mapping[str, int], binary: str = "") -> list[s
     if spec.initrd is not None:
         argv += ["-initrd", f"/proc/self/fd/{fds['initrd']}"]
     argv += ["-append", spec.cmdline]
-    share = 0
+    if "share" in fds:
+        argv += ["-chardev", f"socket,id={SHARE_CHARDEV},fd={fds['share']}"]
+    shares = 0
     for device in spec.devices:
-        match device:
-            case AgentChannel(name):
-                argv += _agent(name, fds["agent"])
-            case Rng():
-                argv += ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-pci,rng=rng,{_MODERN}"]
-            case Share9p():
-                argv += _share(device, f"share{share}")
-                share += 1
+        argv += _device(device, spec, fds, f"share{shares}")
+        shares += isinstance(device, Share9p)
+    if "incoming" in fds:
+        argv += ["-incoming", "defer"]
     return argv
+
+
+def backend_fds(backends: Backends) -> dict[str, int]:
+    """The descriptors of ``backends`` by the names that build_argv() knows them by."""
+    state = "incoming" if backends.clone else "state"
+    named = {"memory": backends.memory, state: backends.state, "share": backends.share, "nic": backends.nic}
+    return {name: fd for name, fd in named.items() if fd is not None}
+
+
+def virtiofs_device(share: ShareVirtiofs) -> dict[str, object]:
+    """The properties of a virtiofs share, as for QMP's device_add."""
+    return {"driver": "vhost-user-fs-pci", "id": "virtiofs0", "chardev": SHARE_CHARDEV, "tag": share.tag}
+
+
+def _machine(spec: VmSpec, default: str) -> str:
+    backend = "" if spec.sharing == "own" else ",memory-backend=ram"
+    return f"{_escape(spec.machine or default)},usb=off,vmport=off,dump-guest-core=off{backend}"
+
+
+def _memory(spec: VmSpec, fds: Mapping[str, int]) -> list[str]:
+    extra = spec.find(MemoryDevice)
+    # Memory that is added has its place in the address space behind the VM's own.
+    limit = f",maxmem={(spec.memory + extra.size) >> 10}k" if extra is not None else ""
+    argv = ["-m", f"size={spec.memory >> 10}k{limit}"]
+    if spec.sharing == "own":
+        return argv
+    share = "on" if spec.sharing == "shared" else "off"
+    # QEMU opens the file for writing, also for a private view; a template's is sealed.
+    backend = f"memory-backend-file,id=ram,mem-path=/proc/self/fd/{fds['memory']},size={spec.memory},share={share}"
+    return [*argv, "-object", backend]
+
+
+def _device(device: Device, spec: VmSpec, fds: Mapping[str, int], share_name: str) -> list[str]:
+    match device:
+        case AgentChannel(name):
+            return _agent(name, fds["agent"])
+        case Rng():
+            return ["-object", "rng-builtin,id=rng", "-device", f"virtio-rng-pci,rng=rng,{_MODERN}"]
+        case Share9p():
+            return _share(device, share_name)
+        case ShareVirtiofs():
+            driver, *properties = virtiofs_device(device).items()
+            return [
+                "-device",
+                ",".join([str(driver[1]), *(f"{key}={_escape(str(value))}" for key, value in properties)]),
+            ]
+        case Balloon():
+            return ["-device", f"virtio-balloon-pci,id=balloon,free-page-reporting=on,{_MODERN}"]
+        case Nic(mac):
+            # No boot ROM: nothing is booted from the network.
+            nic = f"virtio-net-pci,id=nic0,netdev=nic0,mac={mac},romfile=,{_MODERN}"
+            return ["-netdev", f"tap,id=nic0,fd={fds['nic']},vhost=off", "-device", nic]
+        case MemoryDevice(size):
+            # A virtiofs server has to reach all of the guest's memory. Nothing is set aside for what is not used.
+            backend = "memory-backend-memfd" if spec.sharing == "shared" else "memory-backend-ram"
+            share = "on" if spec.sharing == "shared" else "off"
+            return [
+                "-object",
+                f"{backend},id=extra,size={size},share={share},reserve=off",
+                "-device",
+                f"virtio-mem-pci,id={MEMORY_DEVICE},memdev=extra,block-size=2M,unplugged-inaccessible=on",
+            ]
 
 
 def _agent(name: str, fd: int) -> list[str]:

@@ -61,6 +61,14 @@ class Qmp:
         except (QMPError, EOFError, OSError) as error:
             raise HypervisorError(f"QEMU of VM {self._name} is gone; {command} was not done.") from error
 
+    async def pass_file(self, fd: int, name: str) -> None:
+        """Give QEMU the open file ``fd``, to be known to it as ``name``. Raises HypervisorError."""
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError) as error:
+            raise HypervisorError(f"QEMU of VM {self._name} is gone; it was given no file.") from error
+        await self.execute("getfd", {"fdname": name})
+
     async def wait_stopped(self) -> None:
         """Wait until QEMU reports once more that the guest's CPUs stopped: a pause we asked for, or an error."""
         await self._stopped.wait()

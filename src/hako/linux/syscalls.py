@@ -23,6 +23,7 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
 
 RB_AUTOBOOT = 0x01234567
 RB_POWER_OFF = 0x4321FEDC
@@ -39,6 +40,7 @@ MOUNT_ATTR_RDONLY = 1
 AT_RECURSIVE = 0x8000
 RLIMIT_NOFILE = 7
 
+_NR_INIT_MODULE = 175
 _NR_FINIT_MODULE = 313
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
@@ -138,6 +140,15 @@ def finit_module(path: str, parameters: str = "") -> None:
                 raise error
     finally:
         os.close(fd)
+
+
+def init_module(data: bytes, name: str) -> None:
+    """Load the kernel module ``data``, which errors call ``name``. One that is loaded already is fine."""
+    number = ctypes.c_long(_NR_INIT_MODULE)
+    if _libc.syscall(number, ctypes.c_char_p(data), ctypes.c_ulong(len(data)), ctypes.c_char_p(b"")) != 0:
+        error = _error(name)
+        if not isinstance(error, FileExistsError):
+            raise error
 
 
 class _OpenHow(ctypes.Structure):

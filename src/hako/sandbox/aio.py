@@ -195,6 +195,7 @@ class Sandbox:
         cpus: float | None = None,
         guest_image: str = "",
         labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
         owned: bool = True,
         retain: bool = False,
         config: Config | None = None,
@@ -203,7 +204,7 @@ class Sandbox:
         self.image = image
         self._spec = requests.sandbox_spec(
             self.config, name=name, memory=memory, cpus=cpus, guest_image=guest_image,
-            labels=labels, owned=owned, retain=retain,
+            labels=labels, annotations=annotations, owned=owned, retain=retain,
         )  # fmt: skip
         self.id = self._spec.id
         self._owner: socket.socket | None = None
@@ -219,7 +220,7 @@ class Sandbox:
 
     async def launch(self) -> None:
         """Start the sandbox; ``async with`` does it by itself."""
-        self._owner = await asyncio.to_thread(daemon.spawn, self._spec)
+        self._owner = await asyncio.to_thread(daemon.spawn, self._spec, self.config)
         if not self._spec.owned:
             self._release()
 

@@ -180,7 +180,8 @@ class Sandbox:
     ``image`` is what run() and create() use when they name none. ``memory`` (bytes or ``512m``) is what the
     containers can use together, ``cpus`` how many processors there are. The sandbox ends with the block, with
     stop(), or with the program, unless ``owned`` is False; then it stays until somebody stops it.
-    ``retain`` keeps containers' layers and logs after that, until delete().
+    ``retain`` keeps containers' layers and logs after that, until delete(). ``annotations`` change settings for this
+    sandbox, as ``{"dev.hako.template": "false"}``.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class Sandbox:
         cpus: float | None = None,
         guest_image: str = "",
         labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
         owned: bool = True,
         retain: bool = False,
         config: Config | None = None,
@@ -202,10 +204,10 @@ class Sandbox:
         self.image = image
         spec = requests.sandbox_spec(
             self.config, name=name, memory=memory, cpus=cpus, guest_image=guest_image,
-            labels=labels, owned=owned, retain=retain,
+            labels=labels, annotations=annotations, owned=owned, retain=retain,
         )  # fmt: skip
         self.id = spec.id
-        self._owner: socket.socket | None = daemon.spawn(spec)
+        self._owner: socket.socket | None = daemon.spawn(spec, self.config)
         if not owned:
             self._release()
 

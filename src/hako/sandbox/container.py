@@ -7,9 +7,10 @@ import contextlib
 import time
 from typing import Any
 
+from hako.agent_client import AgentClient, field
 from hako.errors import HakoError, NotFoundError
-from hako.sandbox.agent_client import AgentClient, field
 from hako.sandbox.process_io import ProcessIO
+from hako.sandbox.trace import Trace
 
 #: Exit status of a process that ended with its VM, as of one killed by SIGKILL.
 LOST = 137
@@ -54,11 +55,12 @@ class Process:
 
 
 class Container:
-    """A container the agent has made. ``held`` gives back what it has on the host."""
+    """A container the agent has made. ``held`` gives back what it has on the host; ``trace`` is of its start."""
 
-    def __init__(self, agent: AgentClient, container_id: str) -> None:
+    def __init__(self, agent: AgentClient, container_id: str, trace: Trace) -> None:
         self.id = container_id
         self.agent = agent
+        self.trace = trace
         self.held = contextlib.ExitStack()
         self.processes: dict[str, Process] = {}
         self.main = False

@@ -14,19 +14,30 @@ import os
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from hako.config.load import load
+from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError, HostError
 from hako.sandbox import client, records
 from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.trace import Trace, of_process
+
+if TYPE_CHECKING:
+    from hako.sandbox.engine import Engine
+    from hako.sandbox.warm import WarmMachine
+
+#: What a guardian is told at an end that needs no cleaning up.
+DISMISSED = b"done\n"
+
+#: As ps and top show it.
+PROCESS_NAME = "hako-sandbox"
 
 _REFUSAL_SECONDS = 5.0
-_GUARDIAN = 'read -r word && exit 0; exec "$@" 2>/dev/null'
+_GUARDIAN = 'while read -r word; do [ "$word" = done ] && exit 0; set -- "$@" "$word"; done; exec "$@" 2>/dev/null'
 
 
-class _Ends:
+class Ends:
     """What a sandbox process gets from its starter: lock, control socket, and the owner's connection.
 
     The socket listens before the process exists, so that nobody has to wait for it to appear.
@@ -38,7 +49,7 @@ class _Ends:
         self.owner = owner
 
     @classmethod
-    def make(cls, spec: SandboxSpec) -> tuple[_Ends, socket.socket]:
+    def make(cls, spec: SandboxSpec) -> tuple[Ends, socket.socket]:
         """Claim the sandbox; return the process's ends and the owner's connection. Raises ExistsError."""
         lock = records.claim(spec)
         try:
@@ -51,7 +62,7 @@ class _Ends:
         return cls(lock, listener, theirs), ours
 
     @classmethod
-    def inherit(cls, numbers: list[str]) -> _Ends:
+    def inherit(cls, numbers: list[str]) -> Ends:
         """The ends whose descriptors have these numbers."""
         lock, listener, owner = (int(number) for number in numbers)
         for fd in (lock, listener, owner):
@@ -69,19 +80,24 @@ class _Ends:
         self.owner.close()
 
 
-def fork(spec: SandboxSpec, config: Config) -> socket.socket:
+def fork(spec: SandboxSpec, config: Config, trace: Trace | None = None) -> socket.socket:
     """Start the sandbox process by forking; the connection returned is its owner's.
 
+    ``trace`` is what this process has done for the start so far.
     For single-threaded programs only. Raises ExistsError when the id or name is taken.
     """
-    ends, ours = _Ends.make(spec)
+    trace = trace or Trace()
+    trace.begin("fork", "command")
+    ends, ours = Ends.make(spec)
+    if _from_pool(spec, config, ends, trace):
+        return ours
     middle = os.fork()
     if middle == 0:
         # No way back into the caller's code from here on.
         try:
             ours.close()
             if os.fork() == 0:
-                _become(spec, config, ends)
+                _become(spec, config, ends, trace)
         finally:
             os._exit(0)
     ends.close()
@@ -89,16 +105,19 @@ def fork(spec: SandboxSpec, config: Config) -> socket.socket:
     return ours
 
 
-def spawn(spec: SandboxSpec) -> socket.socket:
+def spawn(spec: SandboxSpec, config: Config) -> socket.socket:
     """Start the sandbox process as a program of its own; the connection returned is its owner's.
 
     Safe in any program. Raises ExistsError when the id or name is taken.
     """
     import subprocess
 
-    ends, ours = _Ends.make(spec)
+    description = {"spec": spec.to_json(), "values": config.values, "origins": config.origins}
+    ends, ours = Ends.make(spec)
+    if _from_pool(spec, config, ends, Trace()):
+        return ours
     try:
-        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), json.dumps(spec.to_json())]
+        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), json.dumps(description)]
         numbers = ends.numbers()
         subprocess.run(
             [*argv, *map(str, numbers)], pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True, check=True
@@ -111,33 +130,58 @@ def spawn(spec: SandboxSpec) -> socket.socket:
     return ours
 
 
+def _from_pool(spec: SandboxSpec, config: Config, ends: Ends, trace: Trace) -> bool:
+    """Have a warm process be the sandbox's, if there is one; ``ends`` are closed then."""
+    if not config.pool.size:
+        return False
+    from hako.sandbox import pool
+
+    taken = pool.hand_over(spec, config, ends.numbers(), trace)
+    if taken:
+        ends.close()
+    return taken
+
+
 def main() -> None:
     """Entry of a spawned sandbox process: description and descriptors are arguments."""
-    description, *numbers = sys.argv[1:]
+    text, *numbers = sys.argv[1:]
+    description = json.loads(text)
+    config = config_from(description)
+    trace = of_process("sandbox")
     # The starter waits for this process and must not wait for the sandbox.
     if os.fork() == 0:
-        _become(SandboxSpec.from_json(json.loads(description)), load(), _Ends.inherit(numbers))
+        _become(SandboxSpec.from_json(description["spec"]), config, Ends.inherit(numbers), trace)
     os._exit(0)
 
 
-def _become(spec: SandboxSpec, config: Config, ends: _Ends) -> NoReturn:
+def config_from(description: dict[str, Any]) -> Config:
+    """The configuration that another process has sent."""
+    return Config({key: _frozen(value) for key, value in description["values"].items()}, description["origins"])
+
+
+def _frozen(value: object) -> object:
+    """A setting's value as it was before it became JSON, which has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _become(spec: SandboxSpec, config: Config, ends: Ends, trace: Trace) -> NoReturn:
     """Leave everything of the starter behind and be the sandbox process."""
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
-        _close_inherited(ends.numbers())
-        _leave_standard_streams(spec.id)
-        _serve(spec, config, ends)
+        close_inherited(ends.numbers())
+        leave_standard_streams(spec.id)
+        _serve(spec, apply_annotations(config, spec.annotations), ends, trace)
     except BaseException as error:
         import traceback
 
         traceback.print_exc()
-        _refuse(spec, ends.owner, error)
+        refuse(spec, ends.owner, error)
     finally:
         os._exit(0)
 
 
-def _refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> None:
+def refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> None:
     """Answer the owner's first call with ``error``, and leave nothing: the sandbox could not even begin to serve."""
     from hako.wire import calls, frames
 
@@ -159,7 +203,7 @@ def interpreter(code: str) -> list[str]:
     return [sys.executable, "-IS", "-c", f"import sys; sys.path += {[root, *libraries]!r}; {code}"]
 
 
-def _close_inherited(kept: tuple[int, ...]) -> None:
+def close_inherited(kept: tuple[int, ...]) -> None:
     """Close what the starter had open: a lock or a pipe of its caller's must not live as long as the sandbox."""
     start = 3
     for fd in sorted(kept):
@@ -168,7 +212,7 @@ def _close_inherited(kept: tuple[int, ...]) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def _leave_standard_streams(sandbox_id: str) -> None:
+def leave_standard_streams(sandbox_id: str) -> None:
     """Standard input and output go nowhere, errors to the sandbox's log."""
     null = os.open("/dev/null", os.O_RDWR)
     log = os.open(
@@ -182,10 +226,12 @@ def _leave_standard_streams(sandbox_id: str) -> None:
     os.umask(0o022)
 
 
-def _start_guardian(sandbox_id: str) -> int:
-    """Start the guardian; return the pipe whose closing without a word alarms it."""
+def start_guardian(code: str) -> int:
+    """Start a guardian, which runs ``code`` when the pipe that is returned is closed before it is DISMISSED.
+
+    Call it before private_mounts(). Other lines that are written to the pipe become arguments of ``code``.
+    """
     read, write = os.pipe2(os.O_CLOEXEC)
-    code = f"from hako.sandbox.records import reap; reap({sandbox_id!r})"
     argv = ["sh", "-c", _GUARDIAN, "hako-guardian", *interpreter(code)]
     roots = {name: value for name, value in os.environ.items() if name.startswith("HAKO_")}
     env = {"PATH": "/usr/bin:/bin", **roots}
@@ -194,28 +240,52 @@ def _start_guardian(sandbox_id: str) -> int:
     return write
 
 
-def _serve(spec: SandboxSpec, config: Config, ends: _Ends) -> None:
-    """Serve until the sandbox ends; the lock is held to the end."""
+def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace) -> None:
+    """Serve until the sandbox ends; the lock is held to the end. ``earlier`` is the trace up to here."""
+    earlier.end("fork")
+    trace = Trace(earlier)
     from hako.linux import syscalls
-    from hako.sandbox.vm import Trace
     from hako.storage.tree import private_mounts
 
-    trace = Trace()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    syscalls.set_process_name("hako-sandbox")
-    guardian = _start_guardian(spec.id)
-    private_mounts()
+    syscalls.set_process_name(PROCESS_NAME)
+    guardian = start_guardian(f"from hako.sandbox.records import reap; reap({spec.id!r})")
+    namespace = private_mounts()
     import asyncio
 
+    asyncio.run(run_engine(spec, config, ends, trace, namespace))
+    os.write(guardian, DISMISSED)
+
+
+def engine_class() -> type[Engine]:
+    """Engine, loaded now if it is not yet."""
     from hako.sandbox.engine import Engine
 
-    trace.mark("process ready")
+    return Engine
 
-    async def serve() -> None:
-        engine = Engine(spec, config, trace)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
-        await engine.run(ends.listener, ends.owner)
 
-    asyncio.run(serve())
-    os.write(guardian, b"done\n")
+async def run_engine(
+    spec: SandboxSpec,
+    config: Config,
+    ends: Ends,
+    trace: Trace,
+    namespace: int,
+    warm: WarmMachine | None = None,
+) -> None:
+    """Serve until the sandbox ends, then fill the pool if that is wanted and was not done. See Engine."""
+    import asyncio
+
+    kind = engine_class()
+    trace.mark("sandbox process")
+    engine = kind(spec, config, trace, namespace, warm)
+    refill = None
+    if config.pool.size:
+        from hako.sandbox.refill import Refill
+
+        refill = Refill(namespace)
+        engine.on_started = refill.soon
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
+    await engine.run(ends.listener, ends.owner)
+    if refill is not None:
+        refill.finish()

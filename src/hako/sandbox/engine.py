@@ -8,23 +8,27 @@ import logging
 import os
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from hako import ids, store
 from hako.config.settings import Config
 from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError, StateError
-from hako.hypervisor.base import Hypervisor
 from hako.oci import check as oci_check
 from hako.ociimage import api as ociimage
-from hako.sandbox import records, replies, translate
+from hako.sandbox import records, replies, sizes, translate
 from hako.sandbox.container import Container, Process
 from hako.sandbox.control import Connection, ControlServer, Fds
 from hako.sandbox.logs import LogWriter
+from hako.sandbox.machine import Machine
 from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import SandboxSpec
-from hako.sandbox.vm import Trace, Vm, boot, prepare
-from hako.storage.ninep import NinePShare
+from hako.sandbox.trace import Trace
+from hako.sandbox.vm import Vm
 from hako.storage.tree import SharedTree
+
+if TYPE_CHECKING:
+    from hako.sandbox.warm import WarmMachine
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +40,31 @@ _FD_NAMES = ("stdin", "stdout", "stderr")
 class Engine:
     """One sandbox. ``run`` is its whole life."""
 
-    def __init__(self, spec: SandboxSpec, config: Config, trace: Trace) -> None:
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        config: Config,
+        trace: Trace,
+        namespace: int | None = None,
+        warm: WarmMachine | None = None,
+    ) -> None:
+        """``namespace`` is the host's mount namespace, which this process has left; ``warm`` a VM from the pool."""
         self.spec = spec
         self.config = config
         self.trace = trace
-        self.state = records.new_state(spec)
+        # The list itself: whoever reads the state sees what has happened up to then.
+        self.state = records.new_state(spec) | {"trace": trace.spans}
         self.run_dir = records.run_dir(spec.id)
         self.data_dir = records.data_dir(spec.id)
-        self.tree = SharedTree(os.path.join(self.run_dir, "shared"))
+        self.tree = SharedTree(os.path.join(self.run_dir, "shared")) if warm is None else warm.tree
         self.containers: dict[str, Container] = {}
-        self._hypervisor: Hypervisor | None = None
+        if warm is not None:
+            self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
+        self._machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
+        #: Called when a container has been started.
+        self.on_started: Callable[[], None] = lambda: None
+        self._machine.on_lost = self._on_lost
+        self._machine.namespace = namespace
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
         self._stopping = asyncio.Event()
         #: Nobody is waiting for what the sandbox is for: it was told, or its owner is gone or has let it go.
@@ -82,17 +101,10 @@ class Engine:
 
     async def _boot(self) -> None:
         try:
-            share = NinePShare(self.config.share.msize)
-            device = share.device(self.tree.path)
-            # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
-            hypervisor, info = await asyncio.to_thread(prepare, self.spec, self.config, device, self.run_dir)
-            self._hypervisor = hypervisor
-            self.trace.mark("VM described")
-            timeout = self.config.sandbox.start_timeout
-            vm = await boot(hypervisor, self.spec, share, timeout, self.trace)
+            vm = await self._machine.start()
             vm.agent.on_lost = self._on_lost
-            self.state["vm_pid"] = hypervisor.pid or 0
-            self.state["info"] = {**info, **vm.info}
+            self.state["vm_pid"] = vm.hypervisor.pid or 0
+            self.state["info"] = vm.info
             self.state["status"] = "running"
             self._save()
             self._ready.set_result(vm)
@@ -138,17 +150,13 @@ class Engine:
         if not self._ready.done():
             self._ready.set_exception(HypervisorError(f"Sandbox {self.spec.id} has been stopped."))
             self._ready.exception()  # nobody may be asking
-        elif self._ready.exception() is None:
-            self._ready.result().agent.close()
         for task in self._watchers:
             task.cancel()
         for container in self.containers.values():
             await container.close()
-        if self._hypervisor is not None:
-            await self._hypervisor.kill()
+        await self._machine.close()
 
     def _save(self) -> None:
-        self.state["trace"] = self.trace.phases
         try:
             records.write(self.state)
         except HakoError as error:
@@ -176,7 +184,7 @@ class Engine:
 
     async def ready(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         await self._vm()
-        return {"info": self.state["info"], "trace": self.trace.phases}
+        return {"info": self.state["info"], "trace": self.trace.spans}
 
     async def get_state(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         return {"state": self.state}
@@ -199,24 +207,33 @@ class Engine:
     ) -> dict[str, Any]:
         terminal = bool(spec["process"].get("terminal", False))
         start = params.get("start") is True
+        trace = Trace()
         with contextlib.ExitStack() as held:
-            log_writer, guest_spec = self._prepare(container_id, spec, params, held)
-            self.trace.mark("root file system ready")
+            with trace.span("root file system", "container"):
+                log_writer, guest_spec = self._prepare(container_id, spec, params, held)
             vm = await self._vm()
-            container = Container(vm.agent, container_id)
+            await self._fit({container_id: _resources(spec)})
+            container = Container(vm.agent, container_id, trace)
             keep_stdin = params.get("keep_stdin") is True
-            io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin)
+            io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin, trace=trace)
             call = {"container": container_id, "spec": guest_spec, "start": start, **_size(params)}
-            process, pid = await container.run("Create", call, "", io, fds.take(params.get("stdio", []), _FD_NAMES))
+            with trace.span("create", "container"):
+                process, pid = await container.run("Create", call, "", io, fds.take(params.get("stdio", []), _FD_NAMES))
             container.held = held.pop_all()
-        self.trace.mark("container started" if start else "container created")
+        if start:  # by the same call
+            trace.moment("start", "container")
+            self.on_started()
         container.main = params.get("main") is True
-        container.record = _new_record(params, spec, terminal=terminal, started=start)
+        container.record = _new_record(params, spec, terminal=terminal, started=start) | {"trace": trace.spans}
         self.containers[container_id] = container
         self.state["containers"][container_id] = container.record
         self._save()
         self._watch(container, process)
-        return {"pid": pid, "trace": self.trace.phases}
+        return {"pid": pid, "trace": self._trace(container)}
+
+    def _trace(self, container: Container) -> list[list[Any]]:
+        """The phases of a container's start, those of its sandbox's among them."""
+        return [*self.trace.spans, *container.trace.spans]
 
     def _prepare(
         self, container_id: str, spec: dict[str, Any], params: dict[str, Any], held: contextlib.ExitStack
@@ -255,6 +272,7 @@ class Engine:
             end = await process.watch()
             if process.exec_id:
                 return
+            container.trace.moment("exit", "container")
             container.record.update(status="stopped", **end)
             self._save()
             if container.main:
@@ -280,10 +298,12 @@ class Engine:
 
     async def start(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         container = self._container(params)
-        await container.call("Start")
+        with container.trace.span("start", "container"):
+            await container.call("Start")
         if container.record["status"] == "created":
             container.record.update(status="running", started_ns=time.time_ns())
         self._save()
+        self.on_started()
         return {}
 
     async def exec(self, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
@@ -306,7 +326,7 @@ class Engine:
         if exec_id and container.processes.pop(exec_id, None) is not None:
             with contextlib.suppress(HakoError):
                 await container.call("Delete", {"exec": exec_id})
-        return end
+        return {**end, "trace": self._trace(container)} if params.get("trace") is True else end
 
     async def kill(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         process = self._container(params).process(str(params.get("exec") or ""))
@@ -351,8 +371,24 @@ class Engine:
         resources = params.get("resources")
         if not isinstance(resources, dict):
             raise ConfigError("$.resources: not an object.")
-        await self._container(params).call("Update", {"resources": resources})
+        container = self._container(params)
+        changed = {container.id: {**container.record["resources"], **resources}}
+        # First more room, then the limits that use it; the other way round when there is to be less.
+        await self._fit({**changed}, shrink=False)
+        await container.call("Update", {"resources": resources})
+        container.record["resources"] = changed[container.id]
+        await self._fit({})
+        self._save()
         return {}
+
+    async def _fit(self, changed: dict[str, Any], *, shrink: bool = True) -> None:
+        """Make the VM as large as its containers need, with the resources of some of them ``changed``."""
+        limits = {name: container.record["resources"] for name, container in self.containers.items()} | changed
+        size, vcpus = sizes.memory(self.spec, limits.values()), sizes.vcpus(self.spec, limits.values())
+        if not shrink:
+            info = self.state["info"]
+            size, vcpus = max(size, info["memory"]), max(vcpus, info["vcpus"])
+        await self._machine.fit(size, vcpus)
 
     async def stats(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         return replies.stats(await self._container(params).call("Stats"))
@@ -367,6 +403,8 @@ class Engine:
         del self.containers[container.id]
         self.state["containers"].pop(container.id, None)
         self._save()
+        with contextlib.suppress(HakoError):
+            await self._fit({})
         await container.close()
         return {}
 
@@ -404,6 +442,12 @@ def _size(params: dict[str, Any]) -> dict[str, int]:
     return {key: _number(params, key, 0, 0xFFFF) for key in ("width", "height")} if "width" in params else {}
 
 
+def _resources(spec: dict[str, Any]) -> dict[str, Any]:
+    """The resources that size the VM, out of a checked config.json."""
+    found = spec.get("linux", {}).get("resources") or {}
+    return {name: found[name] for name in ("memory", "cpu") if isinstance(found.get(name), dict)}
+
+
 def _new_record(params: dict[str, Any], spec: dict[str, Any], *, terminal: bool, started: bool) -> dict[str, Any]:
     now = time.time_ns()
     return {
@@ -413,6 +457,7 @@ def _new_record(params: dict[str, Any], spec: dict[str, Any], *, terminal: bool,
         "image": str(params.get("image") or ""),
         "command": [str(arg) for arg in spec["process"].get("args", [])],
         "process": {key: value for key, value in spec["process"].items() if key != "args"},
+        "resources": _resources(spec),
         "mounts": spec.get("mounts", []),
         "terminal": terminal,
         "lower": str(params.get("lower") or spec["root"]["path"]),

@@ -7,9 +7,10 @@ import contextlib
 import os
 from typing import Any
 
-from hako.sandbox.agent_client import AgentClient, InputStream, OutputStream
+from hako.agent_client import AgentClient, InputStream, OutputStream
 from hako.sandbox.fdio import FdReader, FdWriter
 from hako.sandbox.logs import STDERR, STDOUT, LogWriter
+from hako.sandbox.trace import Trace
 
 #: After a process ended, something it left behind may hold its output open; waited for this long, seconds,
 _DRAIN_SECONDS = 2.0
@@ -44,14 +45,24 @@ class Attachment:
 class ProcessIO:
     """Owns the streams of one process; starts with open_streams(), ends with close().
 
-    ``keep_stdin`` keeps the input open although nobody is attached yet (``run -d -i``).
+    ``keep_stdin`` keeps the input open although nobody is attached yet (``run -d -i``). ``trace`` is told of the
+    first output.
     """
 
-    def __init__(self, client: AgentClient, *, terminal: bool, log: LogWriter | None, keep_stdin: bool) -> None:
+    def __init__(
+        self,
+        client: AgentClient,
+        *,
+        terminal: bool,
+        log: LogWriter | None,
+        keep_stdin: bool,
+        trace: Trace | None = None,
+    ) -> None:
         self._client = client
         self._terminal = terminal
         self._log = log
         self._keep_stdin = keep_stdin
+        self._trace = trace
         self._stdin: InputStream | None = None
         self._outputs: dict[int, OutputStream] = {}
         self._sinks: dict[int, list[FdWriter]] = {STDOUT: [], STDERR: []}
@@ -120,6 +131,9 @@ class ProcessIO:
 
     async def _pump(self, stream: int, output: OutputStream) -> None:
         while data := await output.read():
+            if self._trace is not None:
+                self._trace.moment("first output", "container")
+                self._trace = None
             if self._log is not None:
                 self._log.write(stream, data)
             self._handing_on += 1

@@ -18,6 +18,8 @@ from hako.errors import ConfigError, ExistsError, HostError, NotFoundError
 from hako.sandbox.spec import STATE_VERSION, SandboxSpec
 
 DIED = 137
+#: In a live sandbox's directory what it has from the pool (pool.py), if it came from there.
+WARM = "warm"
 
 
 def run_dir(sandbox_id: str) -> str:
@@ -30,10 +32,15 @@ def data_dir(sandbox_id: str) -> str:
     return os.path.join(paths.records_dir(), sandbox_id)
 
 
+def shared_dir(state: dict[str, Any]) -> str:
+    """The directory that the VM of a live sandbox sees, in the mount namespace of its process."""
+    return os.path.join(run_dir(state["spec"]["id"]), state.get("tree", "shared"))
+
+
 def live_rootfs(sandbox_id: str, container_id: str) -> str:
     """The root of a running container as the sandbox process sees it, usable from outside its mount namespace."""
-    pid = read(sandbox_id)["pid"]
-    return f"/proc/{pid}/root{os.path.join(run_dir(sandbox_id), 'shared', container_id, 'rootfs')}"
+    state = read(sandbox_id)
+    return f"/proc/{state['pid']}/root{os.path.join(shared_dir(state), container_id, 'rootfs')}"
 
 
 def _lock_file(sandbox_id: str) -> str:
@@ -121,6 +128,8 @@ def _valid(state: dict[str, Any] | None) -> bool:
     kinds: dict[str, type] = {"spec": dict, "containers": dict, "status": str, "error": str}
     kinds |= {"created_ns": int, "pid": int, "vm_pid": int}
     if any(type(state.get(key)) is not kind for key, kind in kinds.items()):
+        return False
+    if state.get("tree", "shared") not in ("shared", f"{WARM}/shared"):
         return False
     try:
         SandboxSpec.from_json(state["spec"])
@@ -276,7 +285,7 @@ def _kill_leftover(state: dict[str, Any]) -> None:
         pidfd = os.pidfd_open(pid)
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                mine = state["spec"]["id"].encode() in file.read(1 << 16)
+                mine = str(state.get("vm_name") or state["spec"]["id"]).encode() in file.read(1 << 16)
             if mine:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hako.agent_client import field
 from hako.errors import ProtocolError
-from hako.sandbox.agent_client import field
 from hako.wire.calls import MAX_PROCESSES
 
 #: Lines of one of the kernel's ``name value`` tables.

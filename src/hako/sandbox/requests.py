@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hako import ids, units
+from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import ConfigError, ProtocolError
 from hako.oci import spec as oci_spec
@@ -50,8 +51,13 @@ def sandbox_spec(
     owned: bool = True,
     retain: bool = False,
     labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> SandboxSpec:
-    """A sandbox with the configured defaults for what is not given. ``memory`` is the containers', in bytes."""
+    """A sandbox with the configured defaults for what is not given. ``memory`` is the containers', in bytes.
+
+    ``annotations`` change settings for this sandbox alone. Raises ConfigError.
+    """
+    config = apply_annotations(config, annotations or {})
     if name:
         ids.check(name, "Name")
     size = units.parse_size(memory, "memory") if isinstance(memory, str) else memory
@@ -69,6 +75,7 @@ def sandbox_spec(
         owned=owned,
         retain=retain,
         labels=dict(labels or {}),
+        annotations=dict(annotations or {}),
     )
 
 

@@ -21,6 +21,7 @@ class SandboxSpec(NamedTuple):
     owned: bool = True  #: ends when the connection of whoever started it does
     retain: bool = False  #: what its containers leave stays after the end
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}  #: settings of its own, as hako.config.load.apply_annotations takes them
 
     def to_json(self) -> dict[str, Any]:
         """As an object for JSON."""
@@ -30,7 +31,8 @@ class SandboxSpec(NamedTuple):
     def from_json(cls, value: dict[str, Any]) -> SandboxSpec:
         """The reverse of to_json(). Raises ConfigError when a field is missing or of another type."""
         kinds = {"id": str, "name": str, "memory": int, "vcpus": int, "guest_image": str}
-        kinds |= {"owned": bool, "retain": bool, "labels": dict}
+        kinds |= {"owned": bool, "retain": bool, "labels": dict, "annotations": dict}
+        value = {"annotations": {}, **value}
         for key, kind in kinds.items():
             if type(value.get(key)) is not kind:
                 raise ConfigError(f"The description of a sandbox has no valid {key}.")

@@ -77,7 +77,7 @@ def fake_crun(directory: str) -> str:
 
 def main() -> None:
     """What hako.agent.main does in a VM, less what concerns the VM. Directory and port are arguments."""
-    from hako.agent import cgroups, containers, crun, system
+    from hako.agent import cgroups, containers, crun, network, system
     from hako.agent.channel import Channel
     from hako.agent.loop import Loop
     from hako.agent.service import Service
@@ -95,6 +95,9 @@ def main() -> None:
     crun._ENV["HAKO_TEST_CGROUP"] = cgroups.MOUNT
     cgroups.kill = _kill_members
     system.unmount_shares = lambda: None
+    # The interfaces here are the host's.
+    network.missing = lambda wanted: ""  # noqa: ARG005
+    network.apply = lambda wanted: []  # noqa: ARG005
     loop = Loop()
     loop.start()
     service = Service(loop)

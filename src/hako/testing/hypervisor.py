@@ -10,10 +10,24 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Awaitable
 
-from hako.errors import HypervisorError, StateError
-from hako.hypervisor.base import AgentChannel, Capabilities, VmExit, VmSpec
+from hako.errors import ConfigError, HypervisorError, StateError
+from hako.hypervisor.base import (
+    AgentChannel,
+    Backends,
+    Balloon,
+    Capabilities,
+    MemoryDevice,
+    ShareVirtiofs,
+    VmExit,
+    VmSpec,
+)
 from hako.hypervisor.console import BoundedLog
+
+#: What freeze() writes, and a clone looks for.
+_FROZEN = b"a pretended VM"
+_MEMORY_BLOCK = 2 << 20
 
 
 class FakeVm:
@@ -21,8 +35,16 @@ class FakeVm:
 
     capabilities = Capabilities(pause=True, share_9p=True, accelerators=("tcg",))
 
-    def __init__(self, spec: VmSpec, *, console_log: str | None = None, failure: HypervisorError | None = None) -> None:
+    def __init__(
+        self,
+        spec: VmSpec,
+        *,
+        console_log: str | None = None,
+        failure: HypervisorError | None = None,
+        backends: Backends | None = None,
+    ) -> None:
         self.spec = spec.checked()
+        self._backends = backends or Backends()
         self._console_path = console_log
         self._failure = failure
         self._console = BoundedLog()
@@ -31,6 +53,10 @@ class FakeVm:
         self._requested = False
         self._state = "running"
         self.calls: list[str] = []  #: the driver's methods that were called, in order
+        self.plugged: list[ShareVirtiofs] = []  #: what was added to it
+        self.extra_memory = 0  #: bytes that were added to it; a test may take some away again
+        self.vcpus = spec.vcpus
+        self.balloon_size = spec.memory  #: what the guest has of its first memory
 
     # --- what a test does to it ---
 
@@ -69,7 +95,7 @@ class FakeVm:
     def console_tail(self, lines: int = 20) -> list[str]:
         return self._console.tail(lines)
 
-    async def start(self) -> None:
+    async def start(self, memory_ready: Awaitable[None] | None = None) -> None:
         self.calls.append("start")
         if self._exit is not None:
             raise StateError(f"VM {self.spec.id} was started already.")
@@ -79,9 +105,20 @@ class FakeVm:
             self._sockets = socket.socketpair()
             for end in self._sockets:
                 end.setblocking(False)
-        if self._failure is not None:
+        try:
+            if self._failure is not None:
+                raise self._failure
+            if self._backends.clone:
+                await self._load(memory_ready)
+        except BaseException:
             await self.kill()
-            raise self._failure
+            raise
+
+    async def _load(self, memory_ready: Awaitable[None] | None) -> None:
+        if memory_ready is not None:
+            await memory_ready
+        if self._backends.state is None or os.pread(self._backends.state, 64, 0) != _FROZEN:
+            raise HypervisorError(f"VM {self.spec.id} cannot be cloned: this is no state of a pretended VM.")
 
     async def wait(self) -> VmExit:
         if self._exit is None:
@@ -112,15 +149,55 @@ class FakeVm:
     async def resume(self) -> None:
         self._set_state("resume", "running")
 
+    async def freeze(self) -> None:
+        if self._backends.state is None:
+            raise StateError(f"VM {self.spec.id} was given no file for its state.")
+        self._set_state("freeze", "paused")
+        os.pwrite(self._backends.state, _FROZEN, 0)
+
+    async def plug(self, device: ShareVirtiofs) -> None:
+        self._must_run("plug")
+        self.plugged.append(device)
+
+    async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:  # noqa: ARG002  # as in stop()
+        device = self.spec.find(MemoryDevice)
+        if device is None:
+            raise StateError(f"VM {self.spec.id} has no device by which its memory could grow.")
+        self._must_run("resize_memory")
+        wanted = -(-extra // _MEMORY_BLOCK) * _MEMORY_BLOCK
+        if wanted > device.size:
+            raise HypervisorError(f"VM {self.spec.id} cannot have {extra} bytes more: {device.size} at most.")
+        self.extra_memory = wanted
+        return wanted
+
+    async def add_vcpus(self, count: int) -> int:
+        limit = max(self.spec.vcpus, self.spec.max_vcpus)
+        if count > limit:
+            raise ConfigError(f"VM {self.spec.id} cannot have {count} vCPUs: it can have {limit} at most.")
+        self._must_run("add_vcpus")
+        self.vcpus = max(self.vcpus, count)
+        return self.vcpus
+
+    async def balloon(self, size: int | None = None) -> int:
+        self._must_run("balloon")
+        if self.spec.find(Balloon) is None:
+            raise HypervisorError(f"VM {self.spec.id} has no balloon.")
+        if size is not None:
+            self.balloon_size = min(size, self.spec.memory)
+        return self.balloon_size
+
     async def status(self) -> str:
         if self._exit is None:
             raise StateError(f"VM {self.spec.id} is not running.")
         return "exited" if self._exit.done() else self._state
 
     def _set_state(self, call: str, state: str) -> None:
+        self._must_run(call)
+        self._state = state
+
+    def _must_run(self, call: str) -> None:
         self.calls.append(call)
         if self._exit is None:
             raise StateError(f"VM {self.spec.id} is not running.")
         if self._exit.done():
             raise HypervisorError(self._exit.result().sentence(self.spec.id))
-        self._state = state

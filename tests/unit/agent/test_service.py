@@ -47,6 +47,15 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("Configure", {"entropy": 5}, "entropy"),
     ("Configure", {"entropy": "!!!"}, "entropy"),
     ("Configure", {"entropy": "A" * 4097}, "entropy"),
+    ("Configure", {"machine_id": "../x"}, "machine_id"),
+    ("Configure", {"mac": 5}, "mac"),
+    ("Configure", {"mac": "02:00:00:00:00"}, "mac"),
+    ("Configure", {"mac": "02-00-00-00-00-01"}, "mac"),
+    ("Configure", {"mac": "03:00:00:00:00:01"}, "mac"),
+    ("Configure", {"mac": "002:00:00:00:00:1"}, "mac"),
+    ("Resized", {"extra": 0}, "vcpus"),
+    ("Resized", {"vcpus": 0, "extra": 0}, "vcpus"),
+    ("Resized", {"vcpus": 1, "extra": -1}, "extra"),
     ("MountShare", {"driver": "ext4", "tag": "a", "name": "a"}, "driver"),
     ("MountShare", {"driver": ["9p"], "tag": "a", "name": "a"}, "driver"),
     ("MountShare", {"driver": "9p", "tag": "a", "name": "../a"}, "name"),
@@ -54,6 +63,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("MountShare", {"driver": "9p", "tag": "a", "name": "a", "options": 1}, "options"),
     ("MountShare", {"driver": "9p", "tag": "a", "name": "a", "options": "x" * 1025}, "options"),
     ("LoadModules", {"name": "../x"}, "name"),
+    ("Network", {}, "interfaces"),
+    ("Network", {"interfaces": [{"name": "eth0"}]}, "mac"),
     ("Create", {"container": "c", "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": [], "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": {}, "stdio": {}}, "process"),
@@ -106,7 +117,7 @@ def test_calls_about_a_container_need_one(method: str) -> None:
 
 
 def test_every_method_is_covered_here() -> None:
-    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Shutdown"} == set(
+    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Settle", "Shutdown"} == set(
         service_module._METHODS
     )
 

@@ -6,8 +6,18 @@ import os
 
 import pytest
 
-from hako.hypervisor.base import AgentChannel, Rng, Share9p, VmSpec
-from hako.hypervisor.qemu_args import build_argv
+from hako.hypervisor.base import (
+    AgentChannel,
+    Backends,
+    Balloon,
+    MemoryDevice,
+    Nic,
+    Rng,
+    Share9p,
+    ShareVirtiofs,
+    VmSpec,
+)
+from hako.hypervisor.qemu_args import backend_fds, build_argv
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden")
 FDS = {"qmp": 10, "console": 11, "agent": 12, "kernel": 13, "initrd": 14}
@@ -27,12 +37,35 @@ CASES = {
     ),
     "own-cpu-and-machine": BASE._replace(cpu="Nehalem,-vmx", machine="q35"),
     "odd-cmdline": BASE._replace(cmdline='a="b c",d -kernel\ne'),
+    "clone-private": BASE._replace(
+        sharing="private",
+        max_vcpus=4,
+        devices=(
+            AgentChannel(),
+            Rng(),
+            Balloon(),
+            MemoryDevice(8 << 30),
+            Nic("02:00:00:00:00:01"),
+            Share9p("hako", "/run/shared"),
+        ),
+    ),
+    "clone-shared": BASE._replace(
+        sharing="shared", devices=(AgentChannel(), Rng(), Balloon(), MemoryDevice(128 << 20), Nic("02:00:00:00:00:01"))
+    ),
+    "virtiofs": BASE._replace(sharing="shared", devices=(AgentChannel(), ShareVirtiofs("a,b"))),
+    "own-memory-grows": BASE._replace(vcpus=2, max_vcpus=2, devices=(MemoryDevice(1 << 30),)),
+}
+BACKENDS = {
+    "clone-private": Backends(memory=20, state=21, clone=True, nic=22),
+    "clone-shared": Backends(memory=20, state=21, clone=True, share=23, nic=22),
+    "virtiofs": Backends(memory=20, share=23),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_command_line(name: str) -> None:
-    actual = "".join(f"{argument!r}\n" for argument in build_argv(CASES[name].checked(), FDS))
+    fds = FDS | backend_fds(BACKENDS.get(name, Backends()))
+    actual = "".join(f"{argument!r}\n" for argument in build_argv(CASES[name].checked(), fds))
     path = os.path.join(GOLDEN, f"{name}.txt")
     if os.environ.get("HAKO_UPDATE_GOLDEN"):
         with open(path, "w", encoding="utf-8") as file:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hako.agent_client import AgentClient
 from hako.sandbox import logs, process_io
-from hako.sandbox.agent_client import AgentClient
 from hako.sandbox.logs import LogWriter
 from hako.sandbox.process_io import ProcessIO
 from hako.testing.agent import LocalAgent

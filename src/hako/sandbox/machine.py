@@ -1,0 +1,326 @@
+"""The sandbox's VM and what stands behind its devices, as one thing that is started, sized and given back.
+
+The normal way to get a VM is to clone a template; booting is the fallback, and how templates are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from hako.agent_client import field
+from hako.config.settings import Config
+from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, TimedOutError
+from hako.hypervisor.base import MEMORY_STEP, Backends, CloneError, Hypervisor, MemoryDevice, Nic, VmSpec
+from hako.linux import tun
+from hako.sandbox import requests, vm
+from hako.sandbox.slots import slot
+from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.trace import Trace
+from hako.storage import shares
+from hako.storage.base import ShareDriver
+from hako.template import api as templates
+from hako.template import memory
+from hako.template.files import Template
+from hako.template.keeper import Held
+
+log = logging.getLogger(__name__)
+
+#: Seconds a guest has to give memory up; it goes on giving later.
+_SHRINK_TIMEOUT = 10.0
+
+
+class Machine:
+    """The VM of one sandbox. ``close`` gives everything back, on every path."""
+
+    def __init__(self, spec: SandboxSpec, config: Config, path: str, run_dir: str, trace: Trace) -> None:
+        """``path`` is the directory that the guest is to see, ``run_dir`` where the console's log is written."""
+        self.spec = spec
+        self.config = config
+        self.trace = trace
+        #: Told why the share's helper process has ended by itself.
+        self.on_lost: Callable[[HakoError], None] | None = None
+        #: The host's mount namespace, for what is to outlive this sandbox.
+        self.namespace: int | None = None
+        self._path = path
+        self._run_dir = run_dir
+        self._share: ShareDriver | None = None
+        self._hypervisor: Hypervisor | None = None
+        self._vm: vm.Vm | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._sizing = asyncio.Lock()
+        self._extra = 0
+
+    async def start(self) -> vm.Vm:
+        """Get the VM: agent ready, files mounted, as large as the sandbox asks for. Raises HakoError."""
+        nic = await asyncio.to_thread(_probe_nic)
+        share = shares.make(self.config.share)
+        self._share = share
+        helper = asyncio.create_task(share.start(self._path))
+        try:
+            with self.trace.span("VM description"):
+                # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
+                plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
+            held = None
+            if self.config.template.enabled:
+                with self.trace.span("template"):
+                    held = await templates.obtain(
+                        plan.recipe, self.config.template, _nic_source(nic), self.namespace, self._in_background
+                    )
+            socket = await helper
+        except BaseException:
+            helper.cancel()
+            await asyncio.gather(helper, return_exceptions=True)
+            raise
+        with contextlib.ExitStack() as closing:
+            if held is not None:
+                closing.callback(held.close)
+            async with slot(self.config.sandbox.start_timeout):
+                return await self._clone_or_boot(plan, share, socket, held)
+
+    async def _clone_or_boot(self, plan: vm.Plan, share: ShareDriver, socket: int | None, held: Held | None) -> vm.Vm:
+        if held is not None:
+            try:
+                return await self._run(plan, share, socket, held)
+            except (HypervisorError, TimedOutError, AgentError, ProtocolError, HostError) as error:
+                # A template is never the reason why something does not start.
+                log.warning("A clone could not be started, so the VM boots: %s", error)
+                await self._end()
+                templates.doubt(plan.recipe, self.config.template, certain=isinstance(error, CloneError))
+            share = self._share = shares.make(self.config.share)
+            socket = await share.start(self._path)
+        try:
+            return await self._run(plan, share, socket, None)
+        except HypervisorError as error:
+            # QEMU knows only that the helper is gone, the driver knows why.
+            raise share.lost or error from error
+
+    async def _run(self, plan: vm.Plan, share: ShareDriver, socket: int | None, held: Held | None) -> vm.Vm:
+        from hako.hypervisor.qemu import QemuVm
+
+        share.on_exit = self._on_share_lost
+        spec, plugged = plan.spec, share.plugged()
+        if held is None:
+            # What is added to a clone is there from the start, and as much of it as is needed.
+            devices = (*spec.devices, plugged) if plugged is not None else spec.devices
+            spec = spec._replace(
+                memory=max(spec.memory, self.spec.memory),
+                vcpus=self.spec.vcpus,
+                sharing="own" if spec.sharing == "private" else spec.sharing,
+                devices=devices,
+            )
+        with contextlib.ExitStack() as ours:
+            backends, filled = await self._backends(spec, socket, held, ours)
+            hypervisor = QemuVm(
+                spec,
+                console_log=os.path.join(self._run_dir, "console.log"),
+                console_cap=self.config.console.max_size,
+                user=self.config.hypervisor.user,
+                binary=self.config.hypervisor.qemu,
+                backends=backends,
+            )
+            self._hypervisor = hypervisor
+            with self.trace.span("QEMU"):
+                await hypervisor.start(filled)
+        timeout = self.config.sandbox.start_timeout
+        tasks = []
+        if held is not None:
+            timeout = min(timeout, vm.CLONE_TIMEOUT)
+            if plugged is not None:
+                tasks.append(asyncio.create_task(hypervisor.plug(plugged)))
+        try:
+            return await self._introduce(plan, share, hypervisor, timeout, tasks, cloned=held is not None)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _backends(
+        self, spec: VmSpec, socket: int | None, held: Held | None, ours: contextlib.ExitStack
+    ) -> tuple[Backends, asyncio.Future[None] | None]:
+        """What stands behind the devices, closed by ``ours``; and when a clone's own memory is complete."""
+        nic = None
+        if spec.find(Nic) is not None:
+            nic = await _in_own_thread(tun.open_lonely_tap)
+            ours.callback(os.close, nic)
+        if held is not None and spec.sharing == "private":
+            return Backends(held.memory, held.state, clone=True, share=socket, nic=nic), None
+        memory_fd = None
+        if spec.sharing == "shared":
+            memory_fd = memory.new("hako-memory", spec.memory)
+            ours.callback(os.close, memory_fd)
+        if held is None:
+            return Backends(memory_fd, share=socket, nic=nic), None
+        assert memory_fd is not None
+        # QEMU starts meanwhile, and looks at the memory when it has the state of the devices.
+        # The copy has descriptors of its own: a thread cannot be stopped when the start is given up.
+        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, os.dup(held.memory), os.dup(memory_fd)))
+        ours.callback(copying.cancel)
+        return Backends(memory_fd, held.state, clone=True, share=socket, nic=nic), copying
+
+    def _copy(self, source: int, target: int) -> None:
+        try:
+            with self.trace.span("memory copy"):
+                memory.copy(source, target)
+        finally:
+            os.close(source)
+            os.close(target)
+
+    async def _introduce(
+        self,
+        plan: vm.Plan,
+        share: ShareDriver,
+        hypervisor: Hypervisor,
+        timeout: float,
+        tasks: list[asyncio.Task[None]],
+        *,
+        cloned: bool,
+    ) -> vm.Vm:
+        with self.trace.span("agent ready"):
+            agent, hello = await vm.greet(hypervisor, self.spec.id, timeout)
+        nic = plan.spec.find(Nic)
+        info = {
+            "accelerator": plan.spec.accelerator,
+            "image": plan.image,
+            "template": plan.recipe.key if cloned else "",
+            "share": share.mount_request().driver,
+            **hello,
+        }
+        self._vm = vm.Vm(hypervisor, agent, info)
+        with self.trace.span("configure"):
+            await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
+        if tasks:
+            await asyncio.gather(*tasks)
+        with self.trace.span("share"):
+            request = share.mount_request()
+            if request.module:
+                await agent.call("LoadModules", {"name": request.module})
+            await agent.call("MountShare", request.params())
+        if cloned:
+            await self.fit(self.spec.memory, self.spec.vcpus)
+        else:
+            info |= {"memory": max(plan.spec.memory, self.spec.memory), "vcpus": self.spec.vcpus}
+        return self._vm
+
+    async def fit(self, size: int, vcpus: int) -> None:
+        """Give the VM at least ``size`` bytes and ``vcpus`` processors, and take away what is too much.
+
+        Returns when the guest has them; less memory than before is waited for for a moment only. Raises
+        HypervisorError when the guest does not get what it needs.
+        """
+        if self._vm is None:
+            raise HypervisorError(f"Sandbox {self.spec.id} has no VM.")
+        async with self._sizing:
+            await self._fit(self._vm, size, vcpus)
+
+    async def _fit(self, found: vm.Vm, size: int, vcpus: int) -> None:
+        hypervisor, info = found.hypervisor, found.info
+        first = hypervisor.spec.memory
+        device = hypervisor.spec.find(MemoryDevice)
+        most = device.size if device is not None else 0
+        extra = max(0, -(-(size - first) // MEMORY_STEP) * MEMORY_STEP)
+        if extra > most:
+            raise HypervisorError(
+                f"The VM of {self.spec.id} cannot have {size >> 20} MiB of memory: {(first + most) >> 20} MiB at most."
+            )
+        vcpus = max(vcpus, hypervisor.spec.vcpus)
+        if extra == self._extra and vcpus == info.get("vcpus", hypervisor.spec.vcpus):
+            info |= {"memory": first + self._extra, "vcpus": vcpus}
+            return
+        with self.trace.span("size"):
+            if vcpus > info.get("vcpus", hypervisor.spec.vcpus):
+                await hypervisor.add_vcpus(vcpus)
+            if extra != self._extra:
+                self._extra = await hypervisor.resize_memory(extra, _SHRINK_TIMEOUT)
+            got = await found.agent.call("Resized", {"vcpus": vcpus, "extra": self._extra})
+        if self._extra < extra or got.get("vcpus") != vcpus:
+            raise HypervisorError(
+                f"The VM of {self.spec.id} got {(first + self._extra) >> 20} MiB of memory and "
+                f"{field(got, 'vcpus', int)} vCPUs instead of {size >> 20} MiB and {vcpus}."
+            )
+        info |= {"memory": first + self._extra, "vcpus": vcpus}
+
+    def _on_share_lost(self, error: HakoError) -> None:
+        # The end of a VM, of which a helper's is a consequence, is reported by its agent's client.
+        if self._vm is not None and self._vm.hypervisor.pid is not None and self.on_lost is not None:
+            self.on_lost(error)
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do ``work`` beside everything else; it is given up when the sandbox ends."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _end(self) -> None:
+        """End VM and helper."""
+        if self._vm is not None:
+            self._vm.agent.close()
+        self._vm = None
+        if self._hypervisor is not None:
+            await self._hypervisor.kill()
+        if self._share is not None:
+            await self._share.close()
+
+    async def close(self) -> None:
+        """Give everything back. Can be repeated."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._end()
+
+
+def template_key(config: Config) -> str:
+    """The key of the template that sandboxes with this configuration are cloned from. Raises HakoError."""
+    share = shares.make(config.share)
+    return vm.plan(requests.sandbox_spec(config), config, share, "/", nic=_probe_nic()).recipe.key
+
+
+async def make_template(config: Config, *, anew: bool = False) -> Template:
+    """The template that sandboxes with this configuration are cloned from, made if there is none. Raises HakoError."""
+    nic = _probe_nic()
+    spec = requests.sandbox_spec(config)
+    plan = await asyncio.to_thread(vm.plan, spec, config, shares.make(config.share), "/", nic=nic)
+    try:
+        return await templates.make(plan.recipe, config.template, _nic_source(nic), anew=anew)
+    except TimeoutError:
+        raise TimedOutError("Another process has been making templates for too long; try again.") from None
+
+
+async def _in_own_thread(work: Callable[[], int]) -> int:
+    """Run ``work`` in a thread that ends with it: it changes what a thread of a pool would keep."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def _probe_nic() -> bool:
+    """Whether tap devices can be had."""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        log.warning("The VM has no network card: /dev/net/tun cannot be opened (%s).", error.strerror)
+        return False
+    return True
+
+
+def _nic_source(wanted: bool) -> templates.NicSource:
+    @contextlib.contextmanager
+    def open_nic() -> Iterator[int | None]:
+        if not wanted:
+            yield None
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            fd = pool.submit(tun.open_lonely_tap).result()
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    return open_nic
