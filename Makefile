@@ -7,11 +7,12 @@ BENCH = /usr/bin/python3 -m bench
 # Two workers suit two cores; virtual machines under emulation keep one busy each.
 JOBS ?= 2
 
-.PHONY: run install test lint bench bench-quick docs clean uninstall dev help
+.PHONY: run install test soak lint bench bench-quick docs clean uninstall dev help
 
 help:
 	@echo "make run        install hako and run a first container in its own virtual machine"
 	@echo "make test       install what the tests need and run all of them"
+	@echo "make soak       the tests with hundreds of virtual machines: ten minutes and more"
 	@echo "make lint       the checks of the source alone: types, style, imports, documents"
 	@echo "make bench      measure hako beside runc; make bench-quick does it in three minutes"
 	@echo "make docs       write the pages that are made from tables"
@@ -29,6 +30,10 @@ dev:
 
 test: dev
 	$(PYTEST) -n $(JOBS) $(ARGS)
+
+# Hundreds of virtual machines, one after the other and many at once.
+soak: dev
+	$(PYTEST) -p no:xdist -m soak --timeout 1800 tests/system $(ARGS)
 
 lint: dev
 	$(PYTEST) tests/repo $(ARGS)

@@ -69,6 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
     items.sort(key=order)
+    if "soak" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("system") or item.get_closest_marker("e2e"):

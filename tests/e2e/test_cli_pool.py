@@ -257,6 +257,9 @@ def test_fewer_are_wanted(run_hako: RunHako, config: Path) -> None:
 
 
 def test_it_is_switched_off(run_hako: RunHako, config: Path) -> None:
+    taken = start(run_hako)
+    assert is_warm(run_hako, taken)
+    until(lambda: len(ready(run_hako)) == _SIZE)
     configure(config, size=0)
     assert not is_warm(run_hako, start(run_hako))
     refused = run_hako("pool", "fill", check=False)
@@ -264,6 +267,7 @@ def test_it_is_switched_off(run_hako: RunHako, config: Path) -> None:
     assert "pool.size" in refused.stderr
     assert "2 virtual machines ended." in run_hako("pool", "drain").stderr
     assert "0 virtual machines ended." in run_hako("pool", "drain").stderr
+    assert run_hako("exec", taken, "echo", "goes on").stdout == "goes on\n"
 
 
 def test_the_starter_is_killed_in_the_middle(hako_cmd: list[str], run_hako: RunHako, roots: Roots) -> None:

@@ -74,7 +74,7 @@ touch /scratch/file && echo scratch-ok
 cat /data/in; echo out > /data/out && echo data-ok
 cat /ro/in; echo out 2>/dev/null > /ro/out2 || echo ro-ok
 cat /single
-ls /sys/class/net
+cat /sys/class/net/*/operstate
 """
 
 
@@ -91,7 +91,8 @@ def test_options_are_seen_inside(run_hako: RunHako, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:4] == ["A=1 B=two words F=file", "/tmp", "1000", "1000"]
     assert lines[4:8] == ["box", str(96 << 20), "150000 100000", "2"]
-    assert 96 << 10 < int(lines[8]) < 300 << 10
+    # The container has its limit; the VM is no smaller than those that are made without one.
+    assert 400 << 10 < int(lines[8]) < 512 << 10
     assert lines[9:] == [
         "touch: /file: Read-only file system",
         "1",
@@ -101,7 +102,8 @@ def test_options_are_seen_inside(run_hako: RunHako, tmp_path: Path) -> None:
         "from the host",
         "ro-ok",
         "from the host",
-        "lo",
+        "down",  # eth0
+        "unknown",  # lo, which is always called so when it is up
     ]
     assert (tmp_path / "out").read_text() == "out\n"
     assert not (tmp_path / "out2").exists()

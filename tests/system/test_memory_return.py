@@ -37,9 +37,9 @@ def test_freed_memory_goes_back_to_the_host(sandbox: hako.Sandbox) -> None:
     used = clones.footprint(vm)
     assert used - idle > _USED * 9 // 10
     container.run(["sh", "-c", "rm /fill/*"])
-    # Pages that a private view of the template has taken stay; what was added to it, and what is shared, goes.
-    least = _USED * 3 // 4 if info["share"] == "virtiofs" else _USED // 3
-    assert clones.until(lambda: used - clones.footprint(vm) > least, 30), (idle, used, clones.footprint(vm))
+    # Not all of it: the guest reports whole blocks of 2 MiB, and a private view of the template keeps what it took.
+    most = _USED * 11 // 20
+    assert clones.until(lambda: used - clones.footprint(vm) > most, 30), (idle, used, clones.footprint(vm))
     # It can be used once more.
     assert int(container.run(["sh", "-c", _FILL]).stdout) == _USED >> 20
     assert clones.footprint(vm) - idle > _USED * 9 // 10
@@ -49,7 +49,7 @@ def test_freed_memory_goes_back_to_the_host(sandbox: hako.Sandbox) -> None:
 
 
 def test_memory_that_is_taken_away_goes_back_to_the_host(sandbox: hako.Sandbox) -> None:
-    container = sandbox.create(["sleep", "1000"], tmpfs=["/fill:size=90%"])
+    container = sandbox.create(["sleep", "1000"], tmpfs=["/fill:size=900m"])
     container.update(memory="1g")
     vm = [sandbox.state["vm_pid"]]
     assert int(container.run(["sh", "-c", f"{_FILL}; cat /fill/rest > /fill/more"]).stdout) == _USED >> 20

@@ -139,8 +139,8 @@ class ShareSettings(Section):
 
     driver: str = choice(
         "virtiofs",
-        "The shared file system: see [filesystem.md](filesystem.md). `virtiofs` does what a local file system does, `9p` "
-        "lets clones share memory with their template.",
+        "The shared file system, see [filesystem.md](filesystem.md). `virtiofs` does what a local file system does; "
+        "`9p` lets clones share memory with their template.",
         ("virtiofs", "9p"),
         annotation="share-driver",
     )

@@ -126,18 +126,7 @@ class Machine:
             self._hypervisor = hypervisor
             with self.trace.span("QEMU"):
                 await hypervisor.start(filled)
-        timeout = self.config.sandbox.start_timeout
-        tasks = []
-        if held is not None:
-            timeout = min(timeout, vm.CLONE_TIMEOUT)
-            if plugged is not None:
-                tasks.append(asyncio.create_task(hypervisor.plug(plugged)))
-        try:
-            return await self._introduce(plan, share, hypervisor, timeout, tasks, cloned=held is not None)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await self._introduce(plan, share, hypervisor, cloned=held is not None)
 
     async def _backends(
         self, spec: VmSpec, socket: int | None, held: Held | None, ours: contextlib.ExitStack
@@ -170,17 +159,11 @@ class Machine:
             os.close(source)
             os.close(target)
 
-    async def _introduce(
-        self,
-        plan: vm.Plan,
-        share: ShareDriver,
-        hypervisor: Hypervisor,
-        timeout: float,
-        tasks: list[asyncio.Task[None]],
-        *,
-        cloned: bool,
-    ) -> vm.Vm:
-        with self.trace.span("agent ready"):
+    async def _introduce(self, plan: vm.Plan, share: ShareDriver, hypervisor: Hypervisor, *, cloned: bool) -> vm.Vm:
+        timeout = self.config.sandbox.start_timeout
+        if cloned:
+            timeout = min(timeout, vm.CLONE_TIMEOUT)
+        with self.trace.span("agent ready", "VM"):
             agent, hello = await vm.greet(hypervisor, self.spec.id, timeout)
         nic = plan.spec.find(Nic)
         info = {
@@ -191,15 +174,19 @@ class Machine:
             **hello,
         }
         self._vm = vm.Vm(hypervisor, agent, info)
-        with self.trace.span("configure"):
-            await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
-        if tasks:
-            await asyncio.gather(*tasks)
-        with self.trace.span("share"):
-            request = share.mount_request()
-            if request.module:
-                await agent.call("LoadModules", {"name": request.module})
-            await agent.call("MountShare", request.params())
+        plugged = share.plugged() if cloned else None
+        plugging = None if plugged is None else asyncio.ensure_future(hypervisor.plug(plugged))
+        try:
+            with self.trace.span("configure", "VM"):
+                await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
+            if plugging is not None:
+                await plugging
+        finally:
+            if plugging is not None:
+                plugging.cancel()
+                await asyncio.gather(plugging, return_exceptions=True)
+        with self.trace.span("share", "VM"):
+            await agent.call("MountShare", share.mount_request().params())
         if cloned:
             await self.fit(self.spec.memory, self.spec.vcpus)
         else:
@@ -231,7 +218,7 @@ class Machine:
         if extra == self._extra and vcpus == info.get("vcpus", hypervisor.spec.vcpus):
             info |= {"memory": first + self._extra, "vcpus": vcpus}
             return
-        with self.trace.span("size"):
+        with self.trace.span("size", "VM"):
             if vcpus > info.get("vcpus", hypervisor.spec.vcpus):
                 await hypervisor.add_vcpus(vcpus)
             if extra != self._extra:

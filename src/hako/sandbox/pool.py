@@ -37,7 +37,7 @@ TAKEN = b"taken"
 MAX_MESSAGE = 192 << 10
 
 #: Seconds for all warm processes together to answer a start. They do in a few milliseconds.
-_ANSWER_SECONDS = 0.1
+_ANSWER_SECONDS = 0.25
 #: Seconds for one that has begun to take a sandbox to say so.
 _COMMITTED_SECONDS = 5.0
 #: Memory that a VM has from the start is never more than this: asking for more makes no other clone.

@@ -183,12 +183,13 @@ class Warm:
             if await self._get_ready(machine):
                 await self._wait()
         finally:
-            # Whoever wants it gone hears nothing more until it is.
             door.close()
             if self.taken is None:
                 await machine.close()
                 tree.close()
                 store.remove_tree(path)
+            # Whoever wanted it gone knows now that it is; whoever came too late goes on at once.
+            door.part()
         if self.taken is not None:
             await _be_sandbox(self.taken, machine, self._namespace)
 
@@ -345,11 +346,16 @@ class Door:
             sock.close()
 
     def close(self) -> None:
-        """Nobody else comes in. The connections of those who are in stay open, as long as the process lives."""
+        """Nobody else comes in, and those who are in are not listened to any more."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for sock in self._guests:
             self._loop.remove_reader(sock)
+
+    def part(self) -> None:
+        """Close the connections of those who are in. Close the door before."""
+        while self._guests:
+            self._guests.pop().close()
 
 
 async def _be_sandbox(taken: Handover, machine: WarmMachine, namespace: int) -> None:

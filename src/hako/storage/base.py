@@ -24,11 +24,10 @@ class MountRequest(NamedTuple):
     tag: str
     name: str
     options: str
-    module: str = ""  #: kernel module that the guest has to load first, with LoadModules; empty: none
 
     def params(self) -> dict[str, object]:
         """Parameters of the agent's MountShare call."""
-        return {"driver": self.driver, "tag": self.tag, "name": self.name, "options": self.options}
+        return self._asdict()
 
 
 class ShareDriver(Protocol):

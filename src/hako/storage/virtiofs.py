@@ -156,7 +156,7 @@ class VirtiofsShare:
         return ShareVirtiofs(TAG)
 
     def mount_request(self) -> MountRequest:
-        return MountRequest("virtiofs", TAG, NAME, "", module="virtiofs")
+        return MountRequest("virtiofs", TAG, NAME, "")
 
     async def start(self, path: str) -> int | None:
         if os.geteuid() != 0:

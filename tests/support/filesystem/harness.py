@@ -144,8 +144,6 @@ class _Harness:
         booted = time.monotonic()
         request = self.share.mount_request()
         plugged = self.share.plugged()
-        if request.module:
-            await self.guest.call("LoadModules", name=request.module)
         loaded = time.monotonic()
         if plugged is not None:
             await self.vm.plug(plugged)

@@ -43,9 +43,7 @@ def run(work: Any) -> Any:
     return asyncio.run(work)
 
 
-@pytest.mark.parametrize(
-    ("wish", "asked"), [(0, 0), (1, 2 * _MIB), (2 * _MIB, 2 * _MIB), (128 * _MIB + 1, 130 * _MIB)]
-)
+@pytest.mark.parametrize(("wish", "asked"), [(0, 0), (1, 2 * _MIB), (2 * _MIB, 2 * _MIB), (128 * _MIB + 1, 130 * _MIB)])
 def test_memory_is_asked_for_in_whole_blocks(wish: int, asked: int) -> None:
     qmp = Monitor(qom_get=asked)
     assert run(hotplug.resize_memory(qmp, wish, 5)) == asked  # type: ignore[arg-type]

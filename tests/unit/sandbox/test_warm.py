@@ -48,8 +48,8 @@ def living(body: Callable[[warm.Warm, socket.socket], Awaitable[None]]) -> None:
             sock.setblocking(False)
             await asyncio.wait_for(body(one, sock), 20)
             door.close()
-            for guest in door._guests:
-                guest.close()
+            door.part()
+            assert await asyncio.get_running_loop().sock_recv(sock, 64) == b""
         assert lock is not None
         for fd in (lock, guardian, guardian_read):
             os.close(fd)

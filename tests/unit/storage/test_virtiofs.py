@@ -39,7 +39,6 @@ def test_the_configuration_chooses_the_driver() -> None:
     assert made.device("/run/shared") is None
     assert made.plugged() == ShareVirtiofs(TAG)
     request = made.mount_request()
-    assert request.module == "virtiofs"
     assert request.params() == {"driver": "virtiofs", "tag": TAG, "name": NAME, "options": ""}
 
 
