@@ -278,3 +278,18 @@ def test_the_starter_is_killed_in_the_middle(hako_cmd: list[str], run_hako: RunH
     until(lambda: not os.listdir(os.path.join(roots.state, "sandboxes")))
     until(lambda: not [entry for entry in listed(run_hako) if entry["status"] != "ready"])
     assert run_hako("run", "--rm", "busybox", "echo", "fine").stdout == "fine\n"
+
+
+def test_makers_are_killed_at_any_moment(hako_cmd: list[str], run_hako: RunHako) -> None:
+    for milliseconds in (50, 150, 250, 400, 600, 900):
+        run_hako("pool", "drain")
+        with subprocess.Popen([*hako_cmd, "pool", "fill"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            time.sleep(milliseconds / 1000)
+            child.kill()
+        for entry in pool.entries():
+            with contextlib.suppress(ProcessLookupError):
+                if entry.pid:
+                    os.kill(entry.pid, signal.SIGKILL)
+    run_hako("pool", "fill")
+    assert len(ready(run_hako)) == _SIZE
+    assert is_warm(run_hako, start(run_hako))

@@ -33,6 +33,15 @@ def test_processes_are_found_by_command_line_and_by_environment(tmp_path: Path) 
     assert not leaks.processes(str(tmp_path))
 
 
+def test_what_keeps_a_template_is_told_apart(tmp_path: Path) -> None:
+    argv = ["/bin/sh", "-c", "echo; read -r line", f"{tmp_path}/run/templates/abc.json"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == b"\n"
+        assert not leaks.processes(str(tmp_path))
+        assert set(leaks.processes(str(tmp_path), keepers=True)) == {keeper.pid}
+
+
 def test_a_process_of_another_directory_with_the_same_start_is_not_ours(tmp_path: Path) -> None:
     with running(f"{tmp_path}2/x"):
         assert not leaks.processes(str(tmp_path))
@@ -42,6 +51,10 @@ def test_files_are_found_and_locks_and_directories_are_not(tmp_path: Path) -> No
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / ".index.lock").touch()
     (tmp_path / "a" / "lock").touch()
+    assert leaks.files(str(tmp_path)) == []
+    for name in ("templates/abc.json", "starting/0"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     assert leaks.files(str(tmp_path)) == []
     (tmp_path / "a" / "state.json").touch()
     assert leaks.files(str(tmp_path)) == [str(tmp_path / "a" / "state.json")]

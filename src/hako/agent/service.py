@@ -155,6 +155,9 @@ class Service:
         return {"time_ns": time.time_ns()}
 
     async def settle(self, _params: Params) -> Params:
+        # What only some VMs need is loaded now, once, instead of in each clone.
+        import hako.agent.network  # noqa: F401
+
         system.drop_caches()
         system.ignore_pci_hotplug()
         return {}

@@ -403,10 +403,14 @@ class Engine:
         del self.containers[container.id]
         self.state["containers"].pop(container.id, None)
         self._save()
-        with contextlib.suppress(HakoError):
-            await self._fit({})
+        # The guest may take seconds to give memory up, and nobody has to wait for that.
+        self._machine.in_background(self._shrink())
         await container.close()
         return {}
+
+    async def _shrink(self) -> None:
+        with contextlib.suppress(HakoError):
+            await self._fit({})
 
     async def disown(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         """From now on the sandbox outlives whoever started it."""

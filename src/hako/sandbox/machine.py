@@ -69,7 +69,7 @@ class Machine:
             if self.config.template.enabled:
                 with self.trace.span("template"):
                     held = await templates.obtain(
-                        plan.recipe, self.config.template, _nic_source(nic), self.namespace, self._in_background
+                        plan.recipe, self.config.template, _nic_source(nic), self.namespace, self.in_background
                     )
             socket = await helper
         except BaseException:
@@ -236,7 +236,7 @@ class Machine:
         if self._vm is not None and self._vm.hypervisor.pid is not None and self.on_lost is not None:
             self.on_lost(error)
 
-    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do ``work`` beside everything else; it is given up when the sandbox ends."""
         task = asyncio.ensure_future(work)
         self._background.add(task)

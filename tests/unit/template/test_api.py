@@ -259,6 +259,33 @@ def test_an_older_template_that_does_not_work_is_made_again(builder: Builder) ->
     assert ask() == b"state 2"
 
 
+def test_a_clone_that_fails_once_or_twice_does_not_cost_the_template(builder: Builder) -> None:
+    ask = Asking()
+    ask()
+    for _ in range(2):
+        api.doubt(ask.recipe, ask.settings, certain=False)
+        assert ask() == b"state 1"
+    api.doubt(ask.recipe, ask.settings, certain=False)
+    assert files.names(ask.directory) == []
+    assert ask() is None
+
+
+def test_a_template_that_is_certainly_to_blame_goes_at_once(builder: Builder) -> None:
+    ask = Asking()
+    ask()
+    api.doubt(ask.recipe, ask.settings, certain=True)
+    assert files.names(ask.directory) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"count": "x"}', '{"count": null}', "{}"])
+def test_any_record_of_doubts_is_one_or_none(builder: Builder, text: str) -> None:
+    ask = Asking()
+    ask()
+    Path(keeper.directory(), f"{ask.recipe.key}.doubts").write_text(text)
+    api.doubt(ask.recipe, ask.settings, certain=False)
+    assert ask() == b"state 1"
+
+
 def test_one_that_is_too_large_is_not_kept(builder: Builder, caplog: pytest.LogCaptureFixture) -> None:
     ask = Asking(max_size=1 << 19)
     assert ask() is None
