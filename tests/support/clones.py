@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -70,10 +69,7 @@ def checksum(key: str, state: str = "") -> str:
 
 
 def footprint(pids: list[int]) -> int:
-    """Bytes of the host's memory that these processes have: proportional shares, and all that is in files in memory.
-
-    Sealed files, which are templates, count by the share alone.
-    """
+    """Bytes of the host's memory that these processes have: their own, and their shares of what others have too."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
@@ -89,12 +85,3 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2). Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if libc.fallocate(fd, mode, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -154,7 +154,8 @@ class Service:
             system.set_mac(_mac(params))
         return {"time_ns": time.time_ns()}
 
-    async def settle(self, _params: Params) -> Params:
+    async def settle(self, params: Params) -> Params:
+        system.reserve_memory(little=_flag(params, "squeeze"))
         # What only some VMs need is loaded now, once, instead of in each clone.
         import hako.agent.network  # noqa: F401
 

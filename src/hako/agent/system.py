@@ -36,6 +36,10 @@ _FIRST_MOUNTS = (
 )
 
 
+#: What reserve_memory() found when it was first called.
+_usual_reserve: list[bytes] = []
+
+
 def leave_initial_root() -> None:
     """Put the root directory on a mount of its own, for pivot_root(2) refuses the kernel's initial one."""
     syscalls.mount("/", "/newroot", flags=syscalls.MS_BIND | syscalls.MS_REC)
@@ -161,6 +165,15 @@ def ignore_pci_hotplug() -> None:
 def rescan_pci() -> None:
     """Find PCI devices that have been plugged in."""
     _write("/sys/bus/pci/rescan", b"1")
+
+
+def reserve_memory(*, little: bool) -> None:
+    """Have the kernel keep the usual memory for emergencies, or so ``little`` that a balloon can take nearly all."""
+    path = "/proc/sys/vm/min_free_kbytes"
+    if not _usual_reserve:
+        with open(path, "rb") as file:
+            _usual_reserve.append(file.read(32))
+    _write(path, b"256" if little else _usual_reserve[0])
 
 
 def drop_caches() -> None:

@@ -87,6 +87,11 @@ class ElfFile:
                 return self._slice(section.offset, section.size)
         return None
 
+    def section_header(self, name: str) -> int | None:
+        """Where in the file the header (struct Elf64_Shdr) of the first section called ``name`` is, if there is one."""
+        names = [section.name for section in self.sections()]
+        return self._shoff + names.index(name) * _SHDR.size if name in names else None
+
     def notes(self) -> list[Note]:
         """The notes in the file's note segments."""
         found: list[Note] = []

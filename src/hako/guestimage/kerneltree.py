@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hako import store
 from hako.errors import ImageError
-from hako.guestimage import modules
+from hako.guestimage import btf, modules
 from hako.guestimage.kernel import load_kernel
 from hako.guestimage.licences import copyright_text
 from hako.guestimage.modules import ModuleDirectory, ModulePlan
@@ -18,7 +18,7 @@ from hako.guestimage.packages import Package, unpack
 from hako.paths import cache_dir
 
 #: Raised when what this file keeps of a kernel package changes.
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _KEEP = 2
 
 
@@ -55,9 +55,10 @@ def from_files(kernel: str, modules_dir: str, extra: Sequence[str] = ()) -> Kern
             raise ImageError(
                 f"The modules in {modules_dir} are for the kernel {built_for}, but {kernel} is {loaded.version}."
             )
-    contents = {name: directory.read(name) for name in plan.names()}
+    contents = {name: btf.without_module_types(directory.read(name), name) for name in plan.names()}
+    vmlinux = btf.without_kernel_types(loaded.vmlinux, kernel)
     return KernelTree(
-        loaded.version, loaded.vmlinux, plan, contents, files=tuple(directory.file_of(name) for name in contents)
+        loaded.version, vmlinux, plan, contents, files=tuple(directory.file_of(name) for name in contents)
     )
 
 

@@ -17,7 +17,7 @@ from hako.wire.calls import PROTOCOL_VERSION
 _log = log.get("template")
 
 #: What the guest keeps free while the balloon takes the rest: with less its kernel would start to hunt for memory.
-_RESERVE = 3 << 20
+_RESERVE = 1 << 20
 #: Seconds until a balloon that does not move any more has taken all it will get.
 _STALLED = 0.4
 _BALLOON_TIMEOUT = 20.0
@@ -74,9 +74,10 @@ async def _make(recipe: Recipe, spec: VmSpec, backends: Backends) -> None:
             raise HypervisorError(
                 f"The agent of a template's VM did not answer within {recipe.timeout:g} s; its console says: {tail}"
             ) from None
-        await agent.call("Settle", {})
         if spec.find(Balloon) is not None:
             await _trim(vm, agent, spec.memory)
+        # Its answer shows that the guest is at rest.
+        await agent.call("Settle", {})
         await vm.freeze()
     finally:
         if agent is not None:
@@ -91,6 +92,7 @@ def _on_death(agent: AgentClient, future: asyncio.Future[Any]) -> None:
 
 async def _trim(vm: QemuVm, agent: AgentClient, size: int) -> None:
     """Have the balloon take all free memory once, so that QEMU gives it back to the host; then return it, untouched."""
+    await agent.call("Settle", {"squeeze": True})
     info = await agent.call("Info", {})
     free = field(field(info, "memory", dict), "free", int)
     target = max(size - free + _RESERVE, 0)
@@ -110,5 +112,3 @@ async def _trim(vm: QemuVm, agent: AgentClient, size: int) -> None:
         await asyncio.sleep(_POLL)
     # The guest reports free pages two seconds after it got them. Were it frozen before, each clone would do that.
     await asyncio.sleep(_REPORTING)
-    # Its answer shows that the guest is at rest again.
-    await agent.call("Settle", {})

@@ -53,6 +53,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("Configure", {"mac": "02-00-00-00-00-01"}, "mac"),
     ("Configure", {"mac": "03:00:00:00:00:01"}, "mac"),
     ("Configure", {"mac": "002:00:00:00:00:1"}, "mac"),
+    ("Settle", {"squeeze": 1}, "squeeze"),
     ("Resized", {"extra": 0}, "vcpus"),
     ("Resized", {"vcpus": 0, "extra": 0}, "vcpus"),
     ("Resized", {"vcpus": 1, "extra": -1}, "extra"),
@@ -117,7 +118,7 @@ def test_calls_about_a_container_need_one(method: str) -> None:
 
 
 def test_every_method_is_covered_here() -> None:
-    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Settle", "Shutdown"} == set(
+    assert {method for method, _, _ in CASES} | set(WITH_CONTAINER) | {"Info", "Shutdown"} == set(
         service_module._METHODS
     )
 
