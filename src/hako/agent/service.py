@@ -181,6 +181,8 @@ class Service:
         if not isinstance(options, str) or len(options) > 1024:
             raise _bad("options: not a short text")
         for attempt in range(_MOUNT_TRIES):
+            if driver == "virtiofs":
+                system.find_plugged_devices()
             try:
                 path = system.mount_share(str(driver), _name(params, "tag"), _name(params, "name"), options)
                 break
@@ -188,8 +190,7 @@ class Service:
                 # A device that has just been plugged in takes a moment to appear.
                 if driver != "virtiofs" or attempt == _MOUNT_TRIES - 1:
                     raise
-            system.rescan_pci()
-            await self._loop.sleep(0 if attempt == 0 else _MOUNT_PAUSE)
+            await self._loop.sleep(_MOUNT_PAUSE)
         return {"path": path}
 
     async def load_modules(self, params: Params) -> Params:

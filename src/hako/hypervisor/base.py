@@ -91,6 +91,7 @@ class Backends(NamedTuple):
     #: device state of a frozen VM: where ``freeze`` writes it, or, for a ``clone``, an own open file to read it from
     state: int | None = None
     clone: bool = False  #: go on where the frozen VM stopped instead of booting
+    plugged: ShareVirtiofs | None = None  #: added to a clone before it goes on
     share: int | None = None  #: connected socket of the virtiofs server
     nic: int | None = None  #: tap device with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
 

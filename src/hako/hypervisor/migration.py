@@ -32,12 +32,11 @@ async def save(qmp: Qmp, fd: int) -> None:
 
 
 async def load(qmp: Qmp, fd: int | None) -> None:
-    """Read the state from ``fd``, by the number that QEMU inherited, and let the VM go on. Raises HypervisorError."""
+    """Read the state from ``fd``, by the number that QEMU inherited; the VM stays stopped. Raises HypervisorError."""
     await qmp.execute("migrate-set-capabilities", _CAPABILITIES)
     await qmp.execute("migrate-incoming", {"uri": f"fd:{fd}"})
     # The template was stopped when it was written, and so is what has been read.
     await _wait(qmp, "query-status", ("inmigrate",), ("paused",))
-    await qmp.execute("cont")
 
 
 async def _wait(qmp: Qmp, command: str, busy: tuple[str, ...], done: tuple[str, ...]) -> None:

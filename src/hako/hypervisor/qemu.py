@@ -146,6 +146,10 @@ class QemuVm:
             await asyncio.wait({self._exit}, timeout=1)
             words = self._stderr_words() or str(error)
             raise CloneError(f"VM {self.spec.id} cannot be cloned: {words.rstrip('.')}.") from error
+        if self._backends.plugged is not None:
+            # While the guest stands still this takes 3 ms instead of 50.
+            await self.plug(self._backends.plugged)
+        await self.resume()
 
     async def wait(self) -> VmExit:
         if self._exit is None:

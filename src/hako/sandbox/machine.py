@@ -15,7 +15,7 @@ from typing import Any
 from hako.agent_client import field
 from hako.config.settings import Config
 from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, TimedOutError
-from hako.hypervisor.base import MEMORY_STEP, Backends, CloneError, Hypervisor, MemoryDevice, Nic, VmSpec
+from hako.hypervisor.base import MEMORY_STEP, Backends, CloneError, Hypervisor, MemoryDevice, Nic, ShareVirtiofs, VmSpec
 from hako.linux import tun
 from hako.sandbox import requests, vm
 from hako.sandbox.slots import slot
@@ -114,7 +114,7 @@ class Machine:
                 devices=devices,
             )
         with contextlib.ExitStack() as ours:
-            backends, filled = await self._backends(spec, socket, held, ours)
+            backends, filled = await self._backends(spec, socket, held, plugged, ours)
             hypervisor = QemuVm(
                 spec,
                 console_log=os.path.join(self._run_dir, "console.log"),
@@ -129,7 +129,12 @@ class Machine:
         return await self._introduce(plan, share, hypervisor, cloned=held is not None)
 
     async def _backends(
-        self, spec: VmSpec, socket: int | None, held: Held | None, ours: contextlib.ExitStack
+        self,
+        spec: VmSpec,
+        socket: int | None,
+        held: Held | None,
+        plugged: ShareVirtiofs | None,
+        ours: contextlib.ExitStack,
     ) -> tuple[Backends, asyncio.Future[None] | None]:
         """What stands behind the devices, closed by ``ours``; and when a clone's own memory is complete."""
         nic = None
@@ -149,7 +154,8 @@ class Machine:
         # The copy has descriptors of its own: a thread cannot be stopped when the start is given up.
         copying = asyncio.ensure_future(asyncio.to_thread(self._copy, os.dup(held.memory), os.dup(memory_fd)))
         ours.callback(copying.cancel)
-        return Backends(memory_fd, held.state, clone=True, share=socket, nic=nic), copying
+        backends = Backends(memory_fd, held.state, clone=True, plugged=plugged, share=socket, nic=nic)
+        return backends, copying
 
     def _copy(self, source: int, target: int) -> None:
         try:
@@ -174,17 +180,8 @@ class Machine:
             **hello,
         }
         self._vm = vm.Vm(hypervisor, agent, info)
-        plugged = share.plugged() if cloned else None
-        plugging = None if plugged is None else asyncio.ensure_future(hypervisor.plug(plugged))
-        try:
-            with self.trace.span("configure", "VM"):
-                await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
-            if plugging is not None:
-                await plugging
-        finally:
-            if plugging is not None:
-                plugging.cancel()
-                await asyncio.gather(plugging, return_exceptions=True)
+        with self.trace.span("configure", "VM"):
+            await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
         with self.trace.span("share", "VM"):
             await agent.call("MountShare", share.mount_request().params())
         if cloned:
