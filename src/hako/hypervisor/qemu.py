@@ -144,6 +144,8 @@ class QemuVm:
         except HypervisorError as error:
             # A QEMU that cannot read the state says why, and ends.
             await asyncio.wait({self._exit}, timeout=1)
+            if self._exit.done() and self._exit.result().signal is not None:
+                raise HypervisorError(self._exit.result().sentence(self.spec.id)) from error
             words = self._stderr_words() or str(error)
             raise CloneError(f"VM {self.spec.id} cannot be cloned: {words.rstrip('.')}.") from error
         if self._backends.plugged is not None:

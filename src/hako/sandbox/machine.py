@@ -14,7 +14,7 @@ from typing import Any
 
 from hako.agent_client import field
 from hako.config.settings import Config
-from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, TimedOutError
+from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, StateError, TimedOutError
 from hako.hypervisor.base import MEMORY_STEP, Backends, CloneError, Hypervisor, MemoryDevice, Nic, ShareVirtiofs, VmSpec
 from hako.linux import tun
 from hako.sandbox import requests, vm
@@ -54,6 +54,7 @@ class Machine:
         self._background: set[asyncio.Task[Any]] = set()
         self._sizing = asyncio.Lock()
         self._extra = 0
+        self._started = False
 
     async def start(self) -> vm.Vm:
         """Get the VM: agent ready, files mounted, as large as the sandbox asks for. Raises HakoError."""
@@ -89,8 +90,9 @@ class Machine:
             except (HypervisorError, TimedOutError, AgentError, ProtocolError, HostError) as error:
                 # A template is never the reason why something does not start.
                 log.warning("A clone could not be started, so the VM boots: %s", error)
+                if share.lost is None and not await self._was_killed():
+                    templates.doubt(plan.recipe, self.config.template, certain=isinstance(error, CloneError))
                 await self._end()
-                templates.doubt(plan.recipe, self.config.template, certain=isinstance(error, CloneError))
             share = self._share = shares.make(self.config.share)
             socket = await share.start(self._path)
         try:
@@ -98,6 +100,16 @@ class Machine:
         except HypervisorError as error:
             # QEMU knows only that the helper is gone, the driver knows why.
             raise share.lost or error from error
+
+    async def _was_killed(self) -> bool:
+        """Whether somebody has killed the VM, which says nothing about its template."""
+        if self._hypervisor is None or self._hypervisor.pid is not None:
+            return False
+        try:
+            end = await self._hypervisor.wait()
+        except StateError:
+            return False  # it never ran
+        return end.signal is not None and not end.requested
 
     async def _run(self, plan: vm.Plan, share: ShareDriver, socket: int | None, held: Held | None) -> vm.Vm:
         from hako.hypervisor.qemu import QemuVm
@@ -188,6 +200,9 @@ class Machine:
             await self.fit(self.spec.memory, self.spec.vcpus)
         else:
             info |= {"memory": max(plan.spec.memory, self.spec.memory), "vcpus": self.spec.vcpus}
+        if share.lost is not None:
+            raise HypervisorError(str(share.lost))
+        self._started = True
         return self._vm
 
     async def fit(self, size: int, vcpus: int) -> None:
@@ -229,8 +244,12 @@ class Machine:
         info |= {"memory": first + self._extra, "vcpus": vcpus}
 
     def _on_share_lost(self, error: HakoError) -> None:
-        # The end of a VM, of which a helper's is a consequence, is reported by its agent's client.
-        if self._vm is not None and self._vm.hypervisor.pid is not None and self.on_lost is not None:
+        if self._hypervisor is None or self._hypervisor.pid is None:
+            return  # the end of a VM, of which a helper's is a consequence, is reported by its agent's client
+        if not self._started:
+            # The guest would wait for its files for ever, and its agent with it.
+            self.in_background(self._hypervisor.kill())
+        elif self.on_lost is not None:
             self.on_lost(error)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -244,6 +263,7 @@ class Machine:
         if self._vm is not None:
             self._vm.agent.close()
         self._vm = None
+        self._started = False
         if self._hypervisor is not None:
             await self._hypervisor.kill()
         if self._share is not None:
