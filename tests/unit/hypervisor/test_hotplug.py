@@ -124,11 +124,11 @@ def test_a_state_is_written_without_memory() -> None:
     assert order.index("migrate-set-capabilities") < order.index("migrate")
 
 
-def test_a_clone_goes_on_when_its_state_is_read() -> None:
+def test_a_clone_stands_still_when_its_state_is_read() -> None:
     qmp = Monitor(query_status=states("inmigrate", "inmigrate", "paused"))
     run(migration.load(qmp, 9))  # type: ignore[arg-type]
     assert [command for command, _ in qmp.calls] == [
-        "migrate-set-capabilities", "migrate-incoming", "query-status", "query-status", "query-status", "cont",
+        "migrate-set-capabilities", "migrate-incoming", "query-status", "query-status", "query-status",
     ]  # fmt: skip
     assert qmp.of("migrate-incoming") == [{"uri": "fd:9"}]
 
