@@ -72,6 +72,8 @@ class Engine:
         self._disowned = False
         self._watchers: set[asyncio.Task[None]] = set()
         self._creating: set[str] = set()
+        #: The guest may hold back what somebody will want to read when the sandbox is gone.
+        self._has_to_write = spec.retain
         self._shares: list[dict[str, Any]] = []
 
     # --- life ---
@@ -141,8 +143,9 @@ class Engine:
             return
         vm = self._ready.result()
         vm.agent.on_lost = None
-        with contextlib.suppress(HakoError):
-            await vm.agent.call("Shutdown", {}, _STOP_TIMEOUT)
+        if self._has_to_write or any(container.record["status"] != "stopped" for container in self.containers.values()):
+            with contextlib.suppress(HakoError):
+                await vm.agent.call("Shutdown", {}, _STOP_TIMEOUT)
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=_STOP_TIMEOUT)
 
@@ -253,6 +256,7 @@ class Engine:
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self._shares]
+        self._has_to_write |= not isinstance(lower, str) or any(map(translate.is_bind, mounts))
         guest_spec = translate.to_guest({**spec, "mounts": mounts}, container_id, self.tree)
         if params.get("log") is not True:
             return None, guest_spec

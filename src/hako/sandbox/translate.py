@@ -35,12 +35,13 @@ def to_guest(spec: dict[str, Any], container_id: str, tree: SharedTree) -> dict[
     return seccomp_bpf.precompile(guest)
 
 
-def _is_bind(mount: dict[str, Any]) -> bool:
+def is_bind(mount: dict[str, Any]) -> bool:
+    """Whether ``mount`` shows something of the host's."""
     return mount.get("type") == "bind" or not _BIND_OPTIONS.isdisjoint(mount.get("options") or [])
 
 
 def _mount(mount: dict[str, Any], container_id: str, tree: SharedTree) -> dict[str, Any]:
-    if not _is_bind(mount):
+    if not is_bind(mount):
         return mount
     readonly = "ro" in (mount.get("options") or [])
     path = tree.add_volume(container_id, str(mount["source"]), readonly=readonly)
