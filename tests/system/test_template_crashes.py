@@ -48,7 +48,9 @@ def _descendants(root: str) -> dict[int, str]:
 #: Who is killed: picks process ids out of the sandbox's processes.
 _VICTIMS: dict[str, Callable[[dict[int, str]], list[int]]] = {
     "qemu": lambda all: [pid for pid, command in all.items() if "qemu-system" in command],
-    "sandbox process and command": lambda all: [pid for pid, command in all.items() if "hako" in command.split()[0]],
+    "sandbox process and command": lambda all: [
+        pid for pid, command in all.items() if "hako" in command.partition(" ")[0]
+    ],
     "all": list,
     "any": lambda all: [random.choice(sorted(all))] if all else [],
 }
