@@ -99,6 +99,13 @@ def test_update_changes_the_limits_and_the_vm(run_hako: RunHako, box: str) -> No
     assert int(lines[4].split()[1]) > 1024
 
 
+def test_more_memory_than_the_host_has_is_refused_in_one_sentence(run_hako: RunHako) -> None:
+    done = run_hako("run", "--rm", "--memory", "100t", "busybox", "true", check=False)
+    assert done.returncode == 125
+    assert "A VM on this host cannot have 104857728 MiB of memory" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -72,7 +73,11 @@ def test_several_containers_have_room_for_all_their_limits(sandbox: hako.Sandbox
     assert see(containers[0])[1] >= 1200 << 20
     for container in containers:
         container.delete(force=True)
-    assert sandbox.state["info"]["memory"] < 1200 << 20
+    # Nobody waits for the guest to give memory up.
+    deadline = time.monotonic() + 60
+    while sandbox.state["info"]["memory"] >= 1200 << 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_more_than_there_can_be_is_a_sentence_and_changes_nothing(sandbox: hako.Sandbox) -> None:

@@ -223,9 +223,7 @@ class Machine:
         most = device.size if device is not None else 0
         extra = max(0, -(-(size - first) // MEMORY_STEP) * MEMORY_STEP)
         if extra > most:
-            raise HypervisorError(
-                f"The VM of {self.spec.id} cannot have {size >> 20} MiB of memory: {(first + most) >> 20} MiB at most."
-            )
+            raise vm.too_large(size, first + most)
         vcpus = max(vcpus, hypervisor.spec.vcpus)
         if extra == self._extra and vcpus == info.get("vcpus", hypervisor.spec.vcpus):
             info |= {"memory": first + self._extra, "vcpus": vcpus}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hako.agent_client import AgentClient, field
 from hako.config.settings import Config
-from hako.errors import HypervisorError, TimedOutError
+from hako.errors import ConfigError, HypervisorError, TimedOutError
 from hako.hypervisor.base import (
     MAX_VCPUS,
     MEMORY_STEP,
@@ -120,9 +120,17 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
         sharing=share.sharing,
         devices=tuple(devices),
     )
+    limit = vm_spec.memory + _most_memory()
+    if spec.memory > limit:
+        raise too_large(spec.memory, limit)
     what = identity.describe(vm_spec, image.digest, settings.qemu)
     recipe = Recipe(vm_spec, what, settings.user, settings.qemu, config.sandbox.start_timeout)
     return Plan(vm_spec, recipe, image.digest)
+
+
+def too_large(size: int, limit: int) -> ConfigError:
+    """What to raise when somebody asks for a VM of ``size`` bytes where ``limit`` are possible."""
+    return ConfigError(f"A VM on this host cannot have {size >> 20} MiB of memory: {limit >> 20} MiB at most.")
 
 
 def mac_address(sandbox_id: str) -> str:
