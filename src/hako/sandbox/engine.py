@@ -415,6 +415,7 @@ class Engine:
     async def _shrink(self) -> None:
         with contextlib.suppress(HakoError):
             await self._fit({})
+            self._save()
 
     async def disown(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
         """From now on the sandbox outlives whoever started it."""
