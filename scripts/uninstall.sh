@@ -14,6 +14,13 @@ stop_containers() {
             "$hako" rm --force "${ids[@]}" >/dev/null || true
         fi
     fi
+    # VMs that wait in the pool, and the processes that keep templates in memory.
+    if [ -x "$hako" ]; then
+        local config=$CONFIG_FILE
+        [ -e "$config" ] || config=/dev/null
+        "$hako" --config "$config" pool drain >/dev/null 2>&1 || true
+        "$hako" --config "$config" template remove --all >/dev/null || true
+    fi
     local left
     left=$(processes_of "$STATE_ROOT/")
     [ -z "$left" ] || die "Processes of hako are still running: $(paste -s -d' ' <<<"$left"). End them and try again."

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hako.template import keeper, memory
+from hako.template.keeper import Held
 from hako.version import __version__
 from support import leaks, source
 
@@ -102,7 +104,18 @@ def _life_of(made: Installation) -> None:
     _removal_of(made)
 
 
+def _keep_a_template(made: Installation) -> None:
+    """Have a template in memory, as after any container."""
+    held = Held(memory.new(f"hako-template-{'0' * 32}", 4096), memory.new("hako-state", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAKO_STATE_ROOT", str(made.base / "run"))
+        keeper.start("0" * 32, held, 600)
+        assert keeper.pid_of("0" * 32)
+    held.close()
+
+
 def _removal_of(made: Installation) -> None:
+    _keep_a_template(made)
     outside = made.base / "outside"
     outside.mkdir()
     (outside / "precious").touch()
@@ -123,6 +136,7 @@ def _removal_of(made: Installation) -> None:
     assert made.script("uninstall.sh").endswith("hako is removed.\n")
     assert (outside / "precious").exists()
     assert not leaks.mounts(str(made.base))
+    assert leaks.processes(str(made.base), keepers=True) == {}
     assert not made.user_exists()
     left = {str(path.relative_to(made.base)) for path in made.base.rglob("*") if not path.is_relative_to(made.clone)}
     assert left == {"clone", "outside", "outside/precious", "prefix", "prefix/bin", "prefix/lib"} - {"clone"}

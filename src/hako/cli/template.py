@@ -115,4 +115,6 @@ def _remove(asked: argparse.Namespace) -> int:
     names = [key for key, _ in api.list_templates(settings)] if asked.all else asked.templates
     for name in names:
         print(api.remove(settings, name), flush=True)
+    if asked.all:
+        api.release_all()
     return 0

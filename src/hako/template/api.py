@@ -154,6 +154,11 @@ def remove(settings: TemplateSettings, prefix: str) -> str:
     return key
 
 
+def release_all() -> None:
+    """Give back the memory in which templates are kept, also of those that are not on disk any more."""
+    keeper.stop_all()
+
+
 class _DamagedError(Exception):
     """A template on disk is not what was written."""
 
