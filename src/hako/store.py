@@ -17,6 +17,16 @@ from hako.errors import HostError
 STAGING_PREFIX = ".new-"
 
 
+def identity(path: str) -> list[object]:
+    """Which file ``path`` is: another one, or other content put there, gives another answer. Raises HostError."""
+    real = os.path.realpath(path)
+    try:
+        status = os.stat(real)
+    except OSError as error:
+        raise HostError(f"Cannot read {path}: {error.strerror}.") from error
+    return [real, status.st_size, status.st_mtime_ns]
+
+
 def ensure_dir(path: str, mode: int = 0o755) -> str:
     """Create ``path`` with its parents; return it. Raises HostError with the reason when that fails."""
     try:

@@ -178,13 +178,4 @@ def _key(kernel: str, qemu: str) -> list[object]:
 
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
-    return [boot, _identity(find_qemu(qemu)), _identity(kernel)]
-
-
-def _identity(path: str) -> list[object]:
-    real = os.path.realpath(path)
-    try:
-        info = os.stat(real)
-    except OSError as error:
-        raise HostError(f"Cannot read {path}: {error.strerror}.") from error
-    return [real, info.st_size, info.st_mtime_ns]
+    return [boot, store.identity(find_qemu(qemu)), store.identity(kernel)]

@@ -179,6 +179,11 @@ class VmExit(NamedTuple):
     console_tail: list[str]  #: the guest's last console lines, made printable
     requested: bool  #: True when stop() or kill() ended it
 
+    @property
+    def killed(self) -> bool:
+        """Whether somebody else has killed it, which says nothing about the VM."""
+        return self.signal is not None and not self.requested
+
     def sentence(self, vm_id: str) -> str:
         """One sentence for the user, with the guest's last words."""
         text = f"The VM of {vm_id} ended: {self.reason}."

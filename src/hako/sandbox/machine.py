@@ -25,6 +25,7 @@ from hako.storage import shares
 from hako.storage.base import ShareDriver
 from hako.template import api as templates
 from hako.template import memory
+from hako.template.build import Recipe
 from hako.template.files import Template
 from hako.template.keeper import Held
 
@@ -62,24 +63,24 @@ class Machine:
         share = shares.make(self.config.share)
         self._share = share
         helper = asyncio.create_task(share.start(self._path))
-        try:
-            with self.trace.span("VM description"):
-                # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
-                plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
-            held = None
-            if self.config.template.enabled:
-                with self.trace.span("template"):
-                    held = await templates.obtain(
-                        plan.recipe, self.config.template, _nic_source(nic), self.namespace, self.in_background
-                    )
-            socket = await helper
-        except BaseException:
-            helper.cancel()
-            await asyncio.gather(helper, return_exceptions=True)
-            raise
         with contextlib.ExitStack() as closing:
-            if held is not None:
-                closing.callback(held.close)
+            try:
+                with self.trace.span("VM description"):
+                    # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
+                    plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
+                held = None
+                if self.config.template.enabled:
+                    with self.trace.span("template"):
+                        held = await templates.obtain(
+                            plan.recipe, self.config.template, _nic_source(nic), self.namespace, self.in_background
+                        )
+                if held is not None:
+                    closing.callback(held.close)
+                socket = await helper
+            except BaseException:
+                helper.cancel()
+                await asyncio.gather(helper, return_exceptions=True)
+                raise
             async with slot(self.config.sandbox.start_timeout):
                 return await self._clone_or_boot(plan, share, socket, held)
 
@@ -109,7 +110,7 @@ class Machine:
             end = await self._hypervisor.wait()
         except StateError:
             return False  # it never ran
-        return end.signal is not None and not end.requested
+        return end.killed
 
     async def _run(self, plan: vm.Plan, share: ShareDriver, socket: int | None, held: Held | None) -> vm.Vm:
         from hako.hypervisor.qemu import QemuVm
@@ -125,7 +126,7 @@ class Machine:
                 sharing="own" if spec.sharing == "private" else spec.sharing,
                 devices=devices,
             )
-        with contextlib.ExitStack() as ours:
+        async with contextlib.AsyncExitStack() as ours:
             backends, filled = await self._backends(spec, socket, held, plugged, ours)
             hypervisor = QemuVm(
                 spec,
@@ -146,12 +147,12 @@ class Machine:
         socket: int | None,
         held: Held | None,
         plugged: ShareVirtiofs | None,
-        ours: contextlib.ExitStack,
+        ours: contextlib.AsyncExitStack,
     ) -> tuple[Backends, asyncio.Future[None] | None]:
         """What stands behind the devices, closed by ``ours``; and when a clone's own memory is complete."""
         nic = None
         if spec.find(Nic) is not None:
-            nic = await _in_own_thread(tun.open_lonely_tap)
+            nic = await asyncio.to_thread(_open_nic)
             ours.callback(os.close, nic)
         if held is not None and spec.sharing == "private":
             return Backends(held.memory, held.state, clone=True, share=socket, nic=nic), None
@@ -162,20 +163,16 @@ class Machine:
         if held is None:
             return Backends(memory_fd, share=socket, nic=nic), None
         assert memory_fd is not None
-        # QEMU starts meanwhile, and looks at the memory when it has the state of the devices.
-        # The copy has descriptors of its own: a thread cannot be stopped when the start is given up.
-        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, os.dup(held.memory), os.dup(memory_fd)))
-        ours.callback(copying.cancel)
+        # QEMU starts meanwhile, and looks at the memory when it has the state of the devices. A start that is given
+        # up waits for the copy all the same: a thread cannot be stopped, and must not find other files there.
+        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, held.memory, memory_fd))
+        ours.push_async_callback(asyncio.wait, {copying})
         backends = Backends(memory_fd, held.state, clone=True, plugged=plugged, share=socket, nic=nic)
         return backends, copying
 
     def _copy(self, source: int, target: int) -> None:
-        try:
-            with self.trace.span("memory copy"):
-                memory.copy(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
+        with self.trace.span("memory copy"):
+            memory.copy(source, target)
 
     async def _introduce(self, plan: vm.Plan, share: ShareDriver, hypervisor: Hypervisor, *, cloned: bool) -> vm.Vm:
         timeout = self.config.sandbox.start_timeout
@@ -275,29 +272,33 @@ class Machine:
         await self._end()
 
 
+def _recipe(config: Config, *, nic: bool) -> Recipe:
+    """Of the template for sandboxes that ask for nothing special."""
+    return vm.plan(requests.sandbox_spec(config), config, shares.make(config.share), "/", nic=nic).recipe
+
+
 def template_key(config: Config) -> str:
     """The key of the template that sandboxes with this configuration are cloned from. Raises HakoError."""
-    share = shares.make(config.share)
-    return vm.plan(requests.sandbox_spec(config), config, share, "/", nic=_probe_nic()).recipe.key
+    return _recipe(config, nic=_probe_nic()).key
 
 
 async def make_template(config: Config, *, anew: bool = False) -> Template:
     """The template that sandboxes with this configuration are cloned from, made if there is none. Raises HakoError."""
     nic = _probe_nic()
-    spec = requests.sandbox_spec(config)
-    plan = await asyncio.to_thread(vm.plan, spec, config, shares.make(config.share), "/", nic=nic)
+    recipe = await asyncio.to_thread(_recipe, config, nic=nic)
     try:
-        return await templates.make(plan.recipe, config.template, _nic_source(nic), anew=anew)
+        return await templates.make(recipe, config.template, _nic_source(nic), anew=anew)
     except TimeoutError:
         raise TimedOutError("Another process has been making templates for too long; try again.") from None
 
 
-async def _in_own_thread(work: Callable[[], int]) -> int:
-    """Run ``work`` in a thread that ends with it: it changes what a thread of a pool would keep."""
+def _open_nic() -> int:
+    """A tap device that is connected to nothing. Raises OSError."""
     from concurrent.futures import ThreadPoolExecutor
 
+    # In a thread that ends with it, for it leaves its thread in another network namespace.
     with ThreadPoolExecutor(1) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, work)
+        return pool.submit(tun.open_lonely_tap).result()
 
 
 def _probe_nic() -> bool:
@@ -316,10 +317,7 @@ def _nic_source(wanted: bool) -> templates.NicSource:
         if not wanted:
             yield None
             return
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(1) as pool:
-            fd = pool.submit(tun.open_lonely_tap).result()
+        fd = _open_nic()
         try:
             yield fd
         finally:

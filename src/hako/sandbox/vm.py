@@ -50,6 +50,8 @@ _BLACKLIST = "tracer_init_tracefs"
 #: take the lock prefix out of 9,000 instructions, one by one, which TCG then runs no quicker.
 _CMDLINE_TCG = "cryptomgr.notests tsc=reliable no_timer_check acpi=noirq noreplace-smp"
 _BLACKLIST_TCG = "crypto_kdf108_init,init_kprobe_trace,load_system_certificate_list"
+#: Would measure the time stamp counter once more, against an emulated timer, and replace what is right.
+_BLACKLIST_TSC = "init_tsc_clocksource"
 #: The processor's own timer is calibrated for a tenth of a second of waiting. The HPET needs none and serves one
 #: processor as well: sleeps are as exact, and an idle VM is as idle. Several processors need their own timers.
 _CMDLINE_TCG_SINGLE = "noapictimer"
@@ -90,7 +92,7 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
     Takes seconds when it must be found out whether KVM works here. Raises ImageError, HostError, ConfigError.
     """
     from hako.guestimage import api as guestimage
-    from hako.hypervisor import accelerator
+    from hako.hypervisor import accelerator, tsc
 
     guest, settings = config.guest, config.hypervisor
     if guest.kernel and not spec.guest_image:
@@ -111,7 +113,9 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
         id=spec.id,
         kernel=image.kernel,
         initrd=image.initrd,
-        cmdline=command_line(chosen.name, guest.cmdline_extra, most),
+        cmdline=command_line(
+            chosen.name, guest.cmdline_extra, most, tsc.frequency_khz() if chosen.name == "tcg" else 0
+        ),
         memory=min(_FIRST_MEMORY[share.sharing], config.sandbox.memory) & -(1 << 20),
         vcpus=vcpus,
         max_vcpus=most,
@@ -193,12 +197,18 @@ def _on_death(agent: AgentClient, sandbox_id: str, future: asyncio.Future[VmExit
         agent.fail(HypervisorError(future.result().sentence(sandbox_id)))
 
 
-def command_line(accelerator: str, extra: str, vcpus: int = 1) -> str:
-    """The kernel command line of a VM that can have ``vcpus`` processors; ``extra`` comes last."""
+def command_line(accelerator: str, extra: str, vcpus: int = 1, tsc_khz: int = 0) -> str:
+    """The kernel command line of a VM that can have ``vcpus`` processors; ``extra`` comes last.
+
+    ``tsc_khz`` is what an emulated guest is told of its time stamp counter; with 0 it measures that itself.
+    """
     parts = [_CMDLINE]
     blacklist = _BLACKLIST
     if accelerator == "tcg":
         parts += [_CMDLINE_TCG, *([_CMDLINE_TCG_SINGLE] if vcpus == 1 else [])]
         blacklist += f",{_BLACKLIST_TCG}"
+        if tsc_khz:
+            parts.append(f"tsc_early_khz={tsc_khz}")
+            blacklist += f",{_BLACKLIST_TSC}"
     parts.append(f"initcall_blacklist={blacklist}")
     return " ".join([*parts, extra] if extra else parts)

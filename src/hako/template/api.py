@@ -53,6 +53,8 @@ async def obtain(
     except _DamagedError as error:
         _log.warning(f"A template is damaged; it is made again, and the VM boots meanwhile. {error}")
         background(_repair(recipe, settings, nic))
+    except build.KilledError as error:
+        _log.warning(f"The making of a template was interrupted; the VM boots. {error}")
     except TimeoutError:
         _log.warning("A template is being made for too long; the VM boots.", template=recipe.key)
     except HakoError as error:
@@ -80,18 +82,23 @@ def distrust(recipe: Recipe, settings: TemplateSettings) -> None:
 
 def doubt(recipe: Recipe, settings: TemplateSettings, *, certain: bool) -> None:
     """A clone could not be started. The template is given up if that is its fault for ``certain``, or when it has
-    happened a few times: once may be due to a host that is too busy."""
+    happened a few times lately: once may be due to a host that is too busy."""
     path = os.path.join(keeper.directory(), f"{recipe.key}.doubts")
-    record = store.read_json(path)
-    count = record.get("count") if record is not None else 0
-    count = count + 1 if isinstance(count, int) else 1
-    if certain or count >= _MOST_DOUBTS:
+    now = time.time()
+    record = store.read_json(path) or {}
+    times = record.get("times")
+    lately = (
+        [when for when in times if isinstance(when, float) and now - when < _RETRY_AFTER]
+        if isinstance(times, list)
+        else []
+    )
+    if certain or len(lately) + 1 >= _MOST_DOUBTS:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         distrust(recipe, settings)
         return
     with contextlib.suppress(HostError):
-        store.write_json(path, {"count": count})
+        store.write_json(path, {"times": [*lately, now]})
 
 
 async def _repair(recipe: Recipe, settings: TemplateSettings, nic: NicSource) -> None:

@@ -26,6 +26,10 @@ _POLL = 0.05
 _REPORTING = 2.5
 
 
+class KilledError(HypervisorError):
+    """Somebody has killed the VM of a template that was being made: the next one may well succeed."""
+
+
 class Recipe(NamedTuple):
     """How to make a template. ``spec`` is that of a VM that is to be cloned from it."""
 
@@ -79,6 +83,10 @@ async def _make(recipe: Recipe, spec: VmSpec, backends: Backends) -> None:
         # Its answer shows that the guest is at rest.
         await agent.call("Settle", {})
         await vm.freeze()
+    except HypervisorError as error:
+        if vm.pid is None and (await vm.wait()).killed:
+            raise KilledError(str(error)) from error
+        raise
     finally:
         if agent is not None:
             agent.close()

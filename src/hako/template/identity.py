@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import Any
 
-from hako import arch
-from hako.errors import HostError
+from hako import arch, store
 from hako.hypervisor.base import Nic, Share9p, VmSpec
 from hako.hypervisor.qemu import find_qemu
 from hako.hypervisor.qemu_args import build_argv
@@ -23,6 +21,8 @@ FORMAT = 1
 
 KEY_LENGTH = 32
 
+_TSC = "tsc_early_khz="
+
 #: Back ends have these numbers in the command line, so that it does not depend on the process.
 _FDS = {name: 100 + i for i, name in enumerate(("qmp", "console", "agent", "kernel", "initrd", "memory", "nic"))}
 
@@ -31,6 +31,16 @@ def as_template(spec: VmSpec, share: str = "/") -> VmSpec:
     """``spec`` as the template's VM has it: nothing that is a clone's own. ``share`` is what a 9p share shows."""
     devices = tuple(_neutral(device, share) for device in spec.devices)
     return spec._replace(id="template", sharing="shared", devices=devices)
+
+
+def _words(cmdline: str) -> str:
+    """The kernel's command line, without the last digits of a frequency that each boot of a host measures anew."""
+    words = cmdline.split(" ")
+    for number, word in enumerate(words):
+        khz = word.removeprefix(_TSC)
+        if khz != word and khz.isdecimal():
+            words[number] = f"{_TSC}{round(int(khz), -2)}"
+    return " ".join(words)
 
 
 def _neutral(device: Any, share: str) -> Any:
@@ -50,12 +60,12 @@ def describe(spec: VmSpec, image: str, qemu: str = "") -> dict[str, Any]:
         "hako": __version__,
         "protocol": PROTOCOL_VERSION,
         "image": image,
-        "qemu": _identity(binary),
+        "qemu": store.identity(binary),
         "accelerator": spec.accelerator,
         "processor": _processor() if spec.accelerator == "kvm" else "",
         "memory": spec.memory,
         "sharing": spec.sharing,
-        "argv": build_argv(as_template(spec), _FDS, binary),
+        "argv": build_argv(as_template(spec._replace(cmdline=_words(spec.cmdline))), _FDS, binary),
     }
 
 
@@ -63,16 +73,6 @@ def key(identity: dict[str, Any]) -> str:
     """The name of the template with this identity."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
-
-
-def _identity(binary: str) -> list[object]:
-    """Which QEMU this is. Asking for its version takes as long as starting a clone; another one is another file."""
-    real = os.path.realpath(binary)
-    try:
-        status = os.stat(real)
-    except OSError as error:
-        raise HostError(f"Cannot read {binary}: {error.strerror}.") from error
-    return [real, status.st_size, status.st_mtime_ns]
 
 
 def _processor() -> str:

@@ -133,3 +133,11 @@ def test_the_templates_own_vm_has_nothing_of_a_clones() -> None:
     for own in ("pod1", "'/a'", "02:00:00:00:00:09"):
         assert own not in text
     assert identity.as_template(made, "/empty") == made
+
+
+@pytest.mark.parametrize(
+    ("khz", "same"), [("2596140", True), ("2596139", True), ("2596190", False), ("2597140", False), ("fast", False)]
+)
+def test_a_frequency_may_differ_by_what_measuring_does(key: Callable[..., str], khz: str, same: bool) -> None:
+    one = key(cmdline="quiet tsc_early_khz=2596140 panic=-1")
+    assert (key(cmdline=f"quiet tsc_early_khz={khz} panic=-1") == one) is same
