@@ -1,0 +1,58 @@
+"""Moving a process into its cgroup while it does other things.
+
+The kernel makes whoever moves a process wait until all processors have passed a quiet point: some tens of milliseconds,
+which a sandbox process has for its imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from hako.cgroup import home
+from hako.errors import HakoError
+
+
+class Joining:
+    """The move of the calling process into the cgroup with the record ``record``; an empty one moves nothing."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self._record = record
+        self._error: HakoError | None = None
+        self._thread: threading.Thread | None = None
+        if record:
+            self._thread = threading.Thread(target=self._join, name="hako-cgroup")
+            self._thread.start()
+
+    def _join(self) -> None:
+        from hako.cgroup.api import Cgroup
+
+        try:
+            home.remember()
+            Cgroup.open(self._record).add(os.getpid())
+        except HakoError as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait until the process is there; what it starts from now on is born there. Raises HostError."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """For the block, be where the process came from: what is made in it is not the container's to pay for."""
+        if not self._record:
+            yield
+            return
+        self.wait()
+        home.enter(home.directories())
+        try:
+            yield
+        finally:
+            self._join()
+            self.wait()
