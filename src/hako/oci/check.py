@@ -140,8 +140,16 @@ _SIGNED = _whole(-_INT64 - 1, _INT64)
 _UNSIGNED = _whole(0, _UINT64)
 _ANYTHING = _object({})
 
+_MAPPING = _object({"containerID": _ID, "hostID": _ID, "size": _ID}, required=("containerID", "hostID", "size"))
 _MOUNT = _object(
-    {"destination": _filled, "type": _text, "source": _text, "options": _TEXTS},
+    {
+        "destination": _filled,
+        "type": _text,
+        "source": _text,
+        "options": _TEXTS,
+        "uidMappings": _list(_MAPPING),
+        "gidMappings": _list(_MAPPING),
+    },
     required=("destination",),
 )
 
@@ -150,6 +158,18 @@ _CAPABILITIES = _object(
     dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _TEXTS),
 )
 _RLIMIT = _object({"type": _filled, "soft": _UNSIGNED, "hard": _UNSIGNED}, required=("type",))
+
+
+def _rlimits(value: object, path: str) -> None:
+    _list(_RLIMIT)(value, path)
+    assert isinstance(value, list)
+    seen: set[str] = set()
+    for index, limit in enumerate(value):
+        if limit["type"] in seen:
+            raise ConfigError(f"{path}[{index}].type: {limit['type']} is given a second time.")
+        seen.add(limit["type"])
+
+
 _PROCESS = _object(
     {
         "terminal": _boolean,
@@ -159,16 +179,19 @@ _PROCESS = _object(
         "env": _TEXTS,
         "cwd": _absolute,
         "capabilities": _CAPABILITIES,
-        "rlimits": _list(_RLIMIT),
+        "rlimits": _rlimits,
         "noNewPrivileges": _boolean,
         "apparmorProfile": _text,
         "selinuxLabel": _text,
         "oomScoreAdj": _whole(-1000, 1000),
+        "scheduler": _ANYTHING,
+        "ioPriority": _ANYTHING,
+        "execCPUAffinity": _ANYTHING,
     },
     required=("args", "cwd"),
 )
 
-_HOOK = _object({"path": _absolute, "args": _TEXTS, "env": _TEXTS, "timeout": _SIGNED}, required=("path",))
+_HOOK = _object({"path": _absolute, "args": _TEXTS, "env": _TEXTS, "timeout": _whole(1, _INT64)}, required=("path",))
 _HOOKS = _object(
     dict.fromkeys(
         ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), _list(_HOOK)
@@ -183,21 +206,22 @@ _RESOURCES = _object(
         "memory": _object(
             {
                 **dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), _SIGNED),
+                **dict.fromkeys(("disableOOMKiller", "useHierarchy", "checkBeforeUpdate"), _boolean),
                 "swappiness": _UNSIGNED,
-                "disableOOMKiller": _boolean,
             }
         ),
         "cpu": _object(
             {
-                **dict.fromkeys(("shares", "period", "realtimePeriod"), _UNSIGNED),
-                **dict.fromkeys(("quota", "realtimeRuntime"), _SIGNED),
+                **dict.fromkeys(("shares", "period", "realtimePeriod", "burst"), _UNSIGNED),
+                **dict.fromkeys(("quota", "realtimeRuntime", "idle"), _SIGNED),
                 **dict.fromkeys(("cpus", "mems"), _text),
             }
         ),
         "pids": _object({"limit": _SIGNED}),
         "blockIO": _ANYTHING,
-        "hugepageLimits": _list(_ANYTHING),
+        "hugepageLimits": _list(_object({"pageSize": _filled, "limit": _UNSIGNED}, required=("pageSize", "limit"))),
         "network": _ANYTHING,
+        "rdma": _map(_ANYTHING),
         "unified": _map(_text),
     }
 )
@@ -205,15 +229,28 @@ _DEVICE = _object(
     {"path": _absolute, "type": _filled, "major": _SIGNED, "minor": _SIGNED, "fileMode": _ID, "uid": _ID, "gid": _ID},
     required=("path", "type"),
 )
-_MAPPING = _object({"containerID": _ID, "hostID": _ID, "size": _ID}, required=("containerID", "hostID", "size"))
+_SECCOMP_ARGUMENT = _object(
+    {"index": _whole(0, 5), "value": _UNSIGNED, "valueTwo": _UNSIGNED, "op": _filled},
+    required=("index", "value", "op"),
+)
 _SECCOMP = _object(
     {
         "defaultAction": _filled,
+        "defaultErrnoRet": _ID,
         "architectures": _TEXTS,
-        "syscalls": _list(_object({"names": _TEXTS, "action": _filled}, required=("names", "action"))),
+        "flags": _TEXTS,
+        "listenerPath": _text,
+        "listenerMetadata": _text,
+        "syscalls": _list(
+            _object(
+                {"names": _TEXTS, "action": _filled, "errnoRet": _ID, "args": _list(_SECCOMP_ARGUMENT)},
+                required=("names", "action"),
+            )
+        ),
     },
     required=("defaultAction",),
 )
+_TIME_OFFSET = _object({"secs": _SIGNED, "nanosecs": _ID})
 _LINUX = _object(
     {
         "namespaces": _list(_object({"type": _filled, "path": _text}, required=("type",))),
@@ -229,6 +266,10 @@ _LINUX = _object(
         "readonlyPaths": _TEXTS,
         "mountLabel": _text,
         "intelRdt": _ANYTHING,
+        "memoryPolicy": _ANYTHING,
+        "netDevices": _ANYTHING,
+        "personality": _object({"domain": _filled, "flags": _TEXTS}, required=("domain",)),
+        "timeOffsets": _map(_TIME_OFFSET),
     }
 )
 
@@ -243,6 +284,7 @@ _CONFIG = _object(
         "annotations": _map(_text),
         "hooks": _HOOKS,
         "linux": _LINUX,
+        **dict.fromkeys(("windows", "solaris", "zos", "freebsd", "vm"), _ANYTHING),
     },
     required=("root", "process"),
 )

@@ -16,14 +16,20 @@ the mounts.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from hako import store
 from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
+from hako.storage.sources import Source, look
+from hako.threads import in_thread_of_its_own
+
+T = TypeVar("T")
 
 #: The overlay's upper layer keeps its special attributes in user.*-like names only root sees; no index, so
 #: that one lower layer can serve many containers at once.
@@ -70,7 +76,8 @@ _VOLUMES = ".volumes"
 class _Volume(NamedTuple):
     """One mount of a directory or file of the host, for as long as any container uses it."""
 
-    key: tuple[str, int, int, bool]  #: the source by name and by number, and whether it is read-only
+    #: the source by name and by number, whether it is read-only, and whether with what is mounted below it
+    key: tuple[str, int, int, bool, bool]
     relative: str  #: its place below the share
     users: set[str]
 
@@ -79,15 +86,58 @@ class SharedTree:
     """Owns the directory ``path`` and the mounts in it. Use it after private_mounts()."""
 
     def __init__(self, path: str) -> None:
-        self.path = store.ensure_dir(path, 0o700)
-        self._points = store.ensure_dir(path + ".points", 0o700)
+        # Whoever leads here keeps the host's users out; a container's own users in the guest must get through.
+        self.path = store.ensure_dir(path, 0o711)
+        self._points = store.ensure_dir(path + ".points", 0o711)
         self._volumes: list[_Volume] = []
         self._next = 0
+        self._origin: int | None = None
         _mount(self._points, path, "", syscalls.MS_BIND)
         readonly = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
         _mount("", path, "", readonly | syscalls.MS_NOSUID | syscalls.MS_NODEV)
         # A helper that shut itself into the tree in a namespace of its own gets what is mounted here later.
         _mount("", path, "", syscalls.MS_SHARED)
+
+    @contextlib.contextmanager
+    def seen_from(self, namespace: int | None) -> Iterator[None]:
+        """For the block, look sources up in the mount namespace of this descriptor; it is closed at the end.
+
+        An engine may have mounted a container's files after the sandbox process got mounts of its own.
+        """
+        self._origin = namespace
+        try:
+            yield
+        finally:
+            self._origin = None
+            if namespace is not None:
+                os.close(namespace)
+
+    def _at_origin(self, work: Callable[[], T]) -> T:
+        origin = self._origin
+        if origin is None:
+            return work()
+
+        def enter_and_work() -> T:
+            syscalls.unshare(syscalls.CLONE_FS)
+            syscalls.setns(origin, syscalls.CLONE_NEWNS)
+            return work()
+
+        return in_thread_of_its_own(enter_and_work)
+
+    def look(self, source: str) -> Source:
+        """What ``source`` is. Raises ConfigError."""
+        return self._at_origin(lambda: look(source))
+
+    def _bind(self, source: str, target: str, *, recursive: bool = True) -> None:
+        """Show ``source`` at ``target``, ``recursive``: with what is mounted below it. Raises HostError."""
+        try:
+            tree = self._at_origin(lambda: syscalls.clone_mount(source, recursive=recursive))
+            try:
+                syscalls.attach_mount(tree, target)
+            finally:
+                os.close(tree)
+        except OSError as error:
+            raise HostError(f"Cannot mount {source} for the container: {error.strerror}.") from error
 
     def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
@@ -95,37 +145,41 @@ class SharedTree:
 
     def add_rootfs(self, container_id: str, path: str) -> None:
         """Bind the directory ``path``, with what is mounted below it, as the container's root."""
-        if not os.path.isdir(path):
+        if not self._at_origin(lambda: os.path.isdir(path)):
             raise ConfigError(f"The root file system {path} is not a directory.")
-        _mount(path, self._make_point(os.path.join(container_id, "rootfs")), "", syscalls.MS_BIND | syscalls.MS_REC)
+        self._bind(path, self._make_point(os.path.join(container_id, "rootfs")))
 
-    def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
-        """Bind the host's file or directory ``source``; return its path below the share."""
+    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool = True) -> str:
+        """Bind the host's file or directory ``source``; return its path below the share. Raises ConfigError, HostError.
+
+        ``recursive``: with what is mounted below it, which is read-only where ``source`` is.
+        """
         if not os.path.isabs(source):
             raise ConfigError(f"Cannot mount {source!r} into the container: its path is not absolute.")
         try:
-            status = os.stat(source)
+            status, real = self._at_origin(lambda: (os.stat(source), os.path.realpath(source)))
             mode = status.st_mode
         except OSError as error:
             raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise ConfigError(f"Cannot mount {source} into the container: it is neither a directory nor a file.")
-        key = (os.path.realpath(source), status.st_dev, status.st_ino, readonly)
+        key = (real, status.st_dev, status.st_ino, readonly, recursive)
         volume = next((volume for volume in self._volumes if volume.key == key), None)
         if volume is None:
             volume = _Volume(key, os.path.join(_VOLUMES, str(self._next)), set())
             self._next += 1
             self._volumes.append(volume)
-            self._mount_volume(volume, source, directory=stat.S_ISDIR(mode), readonly=readonly)
+            self._mount_volume(volume, source, directory=stat.S_ISDIR(mode))
         volume.users.add(container_id)
         return volume.relative
 
-    def _mount_volume(self, volume: _Volume, source: str, *, directory: bool, readonly: bool) -> None:
+    def _mount_volume(self, volume: _Volume, source: str, *, directory: bool) -> None:
+        *_, readonly, recursive = volume.key
         target = self._make_point(volume.relative, directory=directory)
         # Made ready aside: nobody sees a read-only volume writable, and what a mount may is not passed on later.
         aside = os.path.join(self._points, volume.relative)
         try:
-            _mount(source, aside, "", syscalls.MS_BIND | syscalls.MS_REC)
+            self._bind(source, aside, recursive=recursive)
             if readonly:
                 _make_readonly(aside)
             _mount(aside, target, "", syscalls.MS_MOVE)

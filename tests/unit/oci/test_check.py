@@ -76,6 +76,21 @@ MISTAKES: list[tuple[str, object, str]] = [
     ("linux.seccomp.syscalls", [{"names": [], "action": 1}], "$.linux.seccomp.syscalls[0].action: must be a text"),
     ("linux.sysctl", {"a": 1}, "$.linux.sysctl['a']: must be a text"),
     ("linux.uidMappings", [{"hostID": 1}], "$.linux.uidMappings[0].containerID: is missing"),
+    ("mounts", [{"destination": "/a", "uidMappings": [{}]}], "$.mounts[0].uidMappings[0].containerID: is missing"),
+    ("process.rlimits", [{"type": "A"}, {"type": "A"}], "$.process.rlimits[1].type: A is given a second time"),
+    ("process.scheduler", "fast", "$.process.scheduler: must be an object"),
+    ("hooks", {"prestart": [{"path": "/x", "timeout": 0}]}, "$.hooks.prestart[0].timeout: must be between 1 and"),
+    ("linux.personality", {"flags": []}, "$.linux.personality.domain: is missing"),
+    ("linux.timeOffsets", {"boottime": 5}, "$.linux.timeOffsets['boottime']: must be an object"),
+    ("linux.resources.rdma", [], "$.linux.resources.rdma: must be an object"),
+    ("linux.resources.hugepageLimits", [{"limit": 1}], "$.linux.resources.hugepageLimits[0].pageSize: is missing"),
+    ("linux.seccomp.flags", "x", "$.linux.seccomp.flags: must be a list"),
+    (
+        "linux.seccomp.syscalls",
+        [{"names": ["a"], "action": "b", "args": [{"index": 9}]}],
+        "$.linux.seccomp.syscalls[0].args[0].value: is missing",
+    ),
+    ("vm", [], "$.vm: must be an object"),
 ]
 
 

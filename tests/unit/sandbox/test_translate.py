@@ -1,41 +1,59 @@
-"""From the host's config.json to the guest's: what is passed on, changed and refused."""
+"""From the host's config.json to the guest's: what is passed on, changed, left to the host and refused."""
 
 from __future__ import annotations
 
 import copy
+import os
+import socket
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hako.errors import ConfigError
-from hako.sandbox import translate
+from hako.oci import check
+from hako.sandbox import guestresources, translate
+from hako.sandbox.translate import GuestSpec
+from hako.storage.sources import Source, look
 from hako.storage.tree import SharedTree
+from support import enginespecs
+
+SHARES = "/run/hako/shares/shared"
 
 
 class Tree:
-    """Notes the volumes it is asked for."""
+    """Notes the volumes it is asked for; sources that are not on this host are directories."""
 
     def __init__(self) -> None:
-        self.volumes: list[tuple[str, str, bool]] = []
+        self.volumes: list[tuple[str, str, bool, bool]] = []
 
-    def add_volume(self, container_id: str, source: str, *, readonly: bool) -> str:
-        self.volumes.append((container_id, source, readonly))
+    def look(self, source: str) -> Source:
+        if os.path.exists(source):
+            return look(source)
+        if source.endswith("/shm"):
+            return Source(source, stat.S_IFDIR | 0o1777, (0, 0), (0, 0), "tmpfs", 77, 64 << 20)
+        return Source(source, stat.S_IFDIR | 0o755, (0, 0), (0, 0), "ext4", 1, 1 << 40)
+
+    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool) -> str:
+        self.volumes.append((container_id, source, readonly, recursive))
         return f"{container_id}/volumes/{len(self.volumes) - 1}"
 
 
-def to_guest(spec: dict[str, Any]) -> tuple[dict[str, Any], Tree]:
+def to_guest(spec: dict[str, Any], **options: Any) -> tuple[GuestSpec, Tree]:
     tree = Tree()
     assert isinstance(tree, object)
-    return translate.to_guest(spec, "c1", tree), tree  # type: ignore[arg-type]
+    return translate.translate(check.check(spec), "c1", tree, **options), tree  # type: ignore[arg-type]
 
 
 def spec(**more: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
-        "ociVersion": "1.0.2",
+        "ociVersion": "1.2.0",
         "process": {"args": ["true"], "cwd": "/"},
         "root": {"path": "/srv/rootfs", "readonly": True},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
             {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro", "nosuid"]},
             {"destination": "/etc/hosts", "source": "/srv/hosts", "options": ["bind"]},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
@@ -50,37 +68,60 @@ def spec(**more: Any) -> dict[str, Any]:
     return {**base, **more}
 
 
+def linux(*more_namespaces: str, **more: Any) -> dict[str, Any]:
+    """A spec whose linux section has ``more``."""
+    kinds = ("pid", "mount", "ipc", "uts", "network", *more_namespaces)
+    return spec(mounts=[], linux={"namespaces": [{"type": kind} for kind in kinds], **more})
+
+
+def bind(source: str, destination: str = "/x", *options: str, **more: Any) -> dict[str, Any]:
+    """A spec with one bind mount."""
+    mount = {"destination": destination, "type": "bind", "source": source, "options": list(options), **more}
+    return spec(mounts=[mount])
+
+
 def test_what_is_changed_and_what_is_passed_on() -> None:
-    guest, tree = to_guest(spec())
-    shares = "/run/hako/shares/shared/c1"
-    assert guest["root"] == {"path": f"{shares}/rootfs", "readonly": True}
+    (guest, prepare), tree = to_guest(spec())
+    assert guest["root"] == {"path": f"{SHARES}/c1/rootfs", "readonly": True}
     assert [(mount["destination"], mount["source"]) for mount in guest["mounts"]] == [
         ("/proc", "proc"),
-        ("/data", f"{shares}/volumes/0"),
-        ("/etc/hosts", f"{shares}/volumes/1"),
+        ("/dev", "tmpfs"),
+        ("/data", f"{SHARES}/c1/volumes/0"),
+        ("/etc/hosts", f"{SHARES}/c1/volumes/1"),
         ("/tmp", "tmpfs"),
     ]
-    assert guest["mounts"][1]["options"] == ["rbind", "ro", "nosuid"]
-    assert tree.volumes == [("c1", "/srv/data", True), ("c1", "/srv/hosts", False)]
-    assert guest["linux"] == {"namespaces": [{"type": "pid"}, {"type": "mount"}], "maskedPaths": ["/proc/kcore"]}
+    assert guest["mounts"][2]["options"] == ["rbind", "ro", "nosuid"]
+    assert tree.volumes == [("c1", "/srv/data", True, True), ("c1", "/srv/hosts", False, False)]
+    namespaces = [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}]
+    assert guest["linux"] == {"namespaces": namespaces, "maskedPaths": ["/proc/kcore"]}
     assert guest["process"] == spec()["process"]
     assert guest["annotations"] == {"a": "b"}
+    assert guest["ociVersion"] == "1.0.2"
+    assert prepare == {}
 
 
 def test_the_input_is_not_changed() -> None:
-    given = spec(hooks={})
+    given = spec(hooks={"startContainer": [{"path": "/x"}]})
     before = copy.deepcopy(given)
-    guest, _ = to_guest(given)
+    (guest, _), _ = to_guest(given)
     guest["process"]["args"].append("x")
-    guest["mounts"][3]["options"].append("x")
+    guest["mounts"][4]["options"].append("x")
+    guest["hooks"]["startContainer"].clear()
     assert given == before
 
 
-def test_a_spec_with_nothing_in_it() -> None:
-    guest, tree = to_guest({"process": {"args": ["true"]}})
-    assert guest["linux"] == {"namespaces": []}
-    assert guest["root"]["readonly"] is False
-    assert tree.volumes == []
+def test_a_container_has_a_dev_that_can_hold_devices() -> None:
+    (guest, _), _ = to_guest(spec(mounts=[{"destination": "/proc", "type": "proc"}]))
+    assert [(mount["destination"], mount["type"]) for mount in guest["mounts"]] == [
+        ("/dev", "tmpfs"),
+        ("/proc", "proc"),
+    ]
+    guest["mounts"][0]["options"].clear()
+    (other, _), _ = to_guest(spec(mounts=[]))
+    assert other["mounts"][0]["options"]
+
+
+# --- mounts ---
 
 
 @pytest.mark.parametrize("options", [None, [], ["rw"]])
@@ -88,26 +129,369 @@ def test_a_mount_is_a_bind_by_its_type_alone(options: list[str] | None) -> None:
     mount: dict[str, Any] = {"destination": "/d", "type": "bind", "source": "/s"}
     if options is not None:
         mount["options"] = options
-    guest, tree = to_guest(spec(mounts=[mount]))
-    assert tree.volumes == [("c1", "/s", False)]
-    assert guest["mounts"][0]["type"] == "bind"
+    (guest, _), tree = to_guest(spec(mounts=[mount]))
+    assert tree.volumes == [("c1", "/s", False, False)]
+    assert guest["mounts"][1]["type"] == "bind"
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("options", "readonly"),
+    [(["ro"], True), (["rro"], True), (["ro", "rw"], False), (["rw", "ro"], True), (["rprivate"], False)],
+)
+def test_the_last_word_on_writing_counts(options: list[str], readonly: bool) -> None:
+    (guest, _), tree = to_guest(bind("/srv/data", "/d", "rbind", *options))
+    assert tree.volumes == [("c1", "/srv/data", readonly, True)]
+    assert guest["mounts"][1]["options"] == ["rbind", *options]
+
+
+def test_a_relative_destination_is_below_the_root() -> None:
+    (guest, _), _ = to_guest(bind("/srv/data", "data"))
+    assert guest["mounts"][1]["destination"] == "/data"
+
+
+def test_shared_memory_is_the_guests_and_common_to_those_that_share_the_hosts() -> None:
+    (one, prepare), tree = to_guest(bind("/srv/pod/shm", "/dev/shm/", "bind", "nosuid"))
+    (two, again), _ = to_guest(bind("/srv/pod/shm", "/dev/shm", "bind", "rprivate"))
+    (three, _), _ = to_guest(bind("/srv/other/shm", "/dev/shm"))
+    assert one["mounts"][1]["source"] == two["mounts"][1]["source"] != three["mounts"][1]["source"]
+    (name, options), *_ = prepare["memory"].items()
+    assert prepare == again
+    assert one["mounts"][1] == {
+        "destination": "/dev/shm/", "type": "bind", "source": f"/run/hako/memory/{name}", "options": ["bind", "nosuid"],
+    }  # fmt: skip
+    assert options == "mode=1777,uid=0,gid=0,size=67108864"
+    assert tree.volumes == []
+
+
+def test_memory_of_the_host_elsewhere_is_shared_as_files() -> None:
+    (_, prepare), tree = to_guest(bind("/srv/pod/shm", "/cache"))
+    assert tree.volumes[0][1] == "/srv/pod/shm"
+    assert prepare == {}
+
+
+def test_a_bound_device_is_the_guests_own() -> None:
+    (guest, prepare), tree = to_guest(bind("/dev/null", "/srv/null", "bind", "ro"))
+    assert guest["mounts"][1]["source"] == "/dev/null"
+    assert (prepare, tree.volumes) == ({}, [])
+
+
+def test_systemds_cgroups_are_the_guests_own() -> None:
+    """As podman binds them: the root of the cgroups is read-only, systemd's own are not."""
+    cgroups = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+    systemd = {"destination": "/sys/fs/cgroup/systemd", "type": "bind", "source": "/sys/fs/cgroup", "options": ["bind"]}
+    (guest, _), tree = to_guest(spec(mounts=[cgroups, systemd]))
+    assert guest["mounts"][1:] == [{**cgroups, "options": ["nosuid"]}]
+    (guest, _), _ = to_guest(spec(mounts=[cgroups, {**systemd, "options": ["bind", "ro"]}]))
+    assert guest["mounts"][1:] == [cgroups]
+    (guest, _), _ = to_guest(spec(mounts=[{**systemd, "destination": "/sys/fs/cgroup", "options": ["ro"]}]))
+    assert (guest["mounts"][1]["type"], "ro" in guest["mounts"][1]["options"]) == ("cgroup", True)
+    assert tree.volumes == []
+
+
+@pytest.mark.parametrize("source", ["/proc", "/proc/cpuinfo", "/sys", "/sys/kernel"])
+def test_the_hosts_kernel_is_not_shown(source: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\$\.mounts\[0\]: {source} shows the host's kernel"):
+        to_guest(bind(source))
+
+
+def test_sockets_and_fifos_of_the_host_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "sock"))
+        for name, kind in (("pipe", "fifo"), ("sock", "socket")):
+            with pytest.raises(ConfigError, match=f"{name} is a {kind}"):
+                to_guest(bind(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("mount", "message"),
     [
-        ({"hooks": {"prestart": [{"path": "/x"}]}}, r"\$.hooks: hako does not run hooks"),
+        ({"type": "bind", "source": "/sys/fs/cgroup"}, "shows the host's cgroups"),
+        ({"type": "ext4", "source": "/dev/sdb"}, r"\$\.mounts\[0\]\.type: .* cannot have ext4 at /x"),
+        ({"type": "overlay", "options": ["lowerdir=/a"]}, "cannot have overlay"),
+        ({"type": "nfs"}, "cannot have nfs"),
+        ({}, "cannot have a mount without a type at /x"),
+        ({"type": "bind", "source": "/srv/data", "options": ["rbind", "idmap"]}, "maps owners of files"),
+        ({"type": "bind", "source": "/srv/data", "options": ["bind", "ridmap=x"]}, "maps owners of files"),
         (
-            {"linux": {"namespaces": [{"type": "pid"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}]}},
-            r"namespaces\[1\].path.*ipc",
+            {
+                "type": "bind",
+                "source": "/srv/data",
+                "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}],
+            },
+            "maps owners of files",
         ),
-        ({"linux": {"namespaces": [{"type": "user", "path": "/proc/1/ns/user"}]}}, r"namespaces\[0\].path.*user"),
+        ({"type": "bind", "source": "srv"}, "'srv' into the container: its path is not absolute"),
     ],
 )
-def test_what_a_vm_cannot_honour_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_mounts_that_a_vm_cannot_have(mount: dict[str, Any], message: str) -> None:
+    class Real(Tree):
+        def look(self, source: str) -> Source:
+            return super().look(source) if source.startswith("/") else look(source)
+
+    given = check.check(spec(mounts=[{"destination": "/x", **mount}]))
     with pytest.raises(ConfigError, match=message):
-        to_guest(spec(**changed))
+        translate.translate(given, "c1", Real())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs"])
+def test_file_systems_of_the_guests_kernel_are_passed_on(kind: str) -> None:
+    mount = {"destination": "/m", "type": kind, "source": kind, "options": ["nosuid", "mode=0750", "tmpcopyup"]}
+    (guest, _), _ = to_guest(spec(mounts=[mount]))
+    assert guest["mounts"][1] == mount
+
+
+# --- devices ---
+
+_ALL = [{"allow": True, "access": "rwm"}]
+
+
+def device(path: str, kind: str, major: int, minor: int) -> dict[str, Any]:
+    return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": 0o20666, "uid": 1, "gid": 2}
+
+
+def test_devices_that_every_kernel_has() -> None:
+    given = [device("/dev/x", "c", 1, 3), device("/dev/fuse", "u", 10, 229), {"path": "/dev/p", "type": "p"}]
+    (guest, prepare), _ = to_guest(linux(devices=given))
+    assert guest["linux"]["devices"] == [{**given[0], "fileMode": 0o666}, {**given[1], "fileMode": 0o666}, given[2]]
+    assert prepare == {}
+
+
+def test_devices_whose_driver_must_be_loaded() -> None:
+    given = [device("/dev/net/tun", "c", 10, 200), device("/dev/loop3", "b", 7, 3)]
+    (_, prepare), _ = to_guest(linux(devices=given))
+    assert prepare == {"modules": {"tun": True, "loop": True}}
+    (_, prepare), _ = to_guest(linux(devices=given, resources={"devices": _ALL}))
+    assert prepare == {"modules": {"tun": False, "loop": False}}
+
+
+def test_a_number_without_a_device_behind_it_is_passed_on() -> None:
+    """As runtime validation does: such a node leads nowhere on the host either."""
+    given = [device("/dev/test1", "c", 10, 666), device("/dev/test2", "b", 8, 666)]
+    (guest, _), _ = to_guest(linux(devices=given))
+    assert [node["path"] for node in guest["linux"]["devices"]] == ["/dev/test1", "/dev/test2"]
+
+
+def the_hosts_own() -> tuple[int, int]:
+    """A character device of this host that a guest does not have."""
+    numbers = [tuple(map(int, name.split(":"))) for name in os.listdir("/sys/dev/char")]
+    return next((major, minor) for major, minor in numbers if major not in (1, 4, 5) and (major, minor) != (10, 229))
+
+
+def test_hardware_of_the_host_is_refused_unless_the_container_gets_everything() -> None:
+    given = [device("/dev/mine", "c", *the_hosts_own()), device("/dev/null", "c", 1, 3)]
+    with pytest.raises(ConfigError, match=r"\$\.linux\.devices\[0\]: /dev/mine is a device of the host"):
+        to_guest(linux(devices=given))
+    partly = [{"allow": True, "type": "c", "access": "rwm"}, {"allow": True, "access": "r"}]
+    with pytest.raises(ConfigError, match="/dev/mine"):
+        to_guest(linux(devices=given, resources={"devices": partly}))
+    (guest, _), _ = to_guest(linux(devices=given, resources={"devices": _ALL}))
+    assert [node["path"] for node in guest["linux"]["devices"]] == ["/dev/null"]
+
+
+def test_devices_outside_of_dev_are_bound() -> None:
+    (guest, _), _ = to_guest(linux(devices=[device("/srv/zero", "c", 1, 5)]))
+    assert "devices" not in guest["linux"]
+    assert guest["mounts"][-1] == {
+        "destination": "/srv/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="/srv/x is not below /dev"):
+        to_guest(linux(devices=[device("/srv/x", "c", 10, 666)]))
+
+
+# --- namespaces ---
+
+
+def test_namespaces_of_the_same_vm_can_be_joined() -> None:
+    joined = {"/proc/4711/ns/ipc": "/proc/200/ns/ipc"}
+    namespaces = [{"type": "mount"}, {"type": "ipc", "path": "/proc/4711/ns/ipc"}, {"type": "user"}]
+    (guest, _), _ = to_guest(spec(linux={"namespaces": namespaces}), joined=joined)
+    assert guest["linux"]["namespaces"] == [
+        {"type": "mount"},
+        {"type": "ipc", "path": "/proc/200/ns/ipc"},
+        {"type": "user"},
+        {"type": "cgroup"},
+    ]
+
+
+def test_the_vms_namespaces_stand_in_for_the_hosts_where_that_is_asked_for() -> None:
+    given = spec(linux={"namespaces": [{"type": "mount"}, {"type": "network"}]})
+    with pytest.raises(ConfigError, match="share the host's pid namespace"):
+        to_guest(given, strict=True)
+    given["annotations"]["dev.hako.guest-namespaces"] = "true"
+    (guest, _), _ = to_guest(given, strict=True)
+    assert guest["linux"]["namespaces"] == [{"type": "mount"}]
+
+
+def test_a_time_namespace_without_offsets_changes_nothing() -> None:
+    (guest, _), _ = to_guest(linux("time", timeOffsets={"boottime": {"secs": 0}}))
+    assert {entry["type"] for entry in guest["linux"]["namespaces"]} == {"pid", "mount", "ipc", "uts", "cgroup"}
+    assert "timeOffsets" not in guest["linux"]
+
+
+# --- the rest ---
+
+
+def test_hooks_for_the_host_are_the_callers() -> None:
+    hooks = {"prestart": [{"path": "/h"}], "poststop": [], "startContainer": [{"path": "/in"}]}
+    (guest, _), _ = to_guest(spec(hooks=hooks) | {"linux": linux()["linux"]}, strict=True)
+    assert guest["hooks"] == {"startContainer": [{"path": "/in"}]}
+    with pytest.raises(ConfigError, match=r"\$\.hooks\.prestart: only hako-runtime"):
+        to_guest(spec(hooks=hooks))
+
+
+def test_sysctls_of_the_network_are_the_vms() -> None:
+    given = {
+        "net.ipv4.ip_unprivileged_port_start": "0",
+        "net.ipv4.conf.eth0/100.forwarding": "1",
+        "net/ipv4/conf/eth0.100/rp_filter": "2",
+        "vm.max_map_count": "262144",
+        "kernel/shm_rmid_forced": "1",
+        "fs.mqueue.msg_max": "20",
+        "kernel.domainname": "example.org",
+    }
+    (guest, prepare), _ = to_guest(linux(sysctl=given))
+    assert guest["linux"]["sysctl"] == {
+        "kernel.shm_rmid_forced": "1",
+        "fs.mqueue.msg_max": "20",
+        "kernel.domainname": "example.org",
+    }
+    assert prepare["sysctls"] == {
+        "net/ipv4/ip_unprivileged_port_start": "0",
+        "net/ipv4/conf/eth0.100/forwarding": "1",
+        "net/ipv4/conf/eth0.100/rp_filter": "2",
+        "vm/max_map_count": "262144",
+    }
+
+
+def test_limits_that_are_the_hosts() -> None:
+    given = {
+        "devices": _ALL,
+        "memory": {
+            "limit": 1 << 30,
+            "swap": 2 << 30,
+            "kernel": 5,
+            "kernelTCP": 6,
+            "swappiness": 7,
+            "useHierarchy": True,
+        },
+        "cpu": {"shares": 5, "quota": 1000, "period": 100000, "cpus": "0-63", "mems": "1", "realtimeRuntime": 0},
+        "pids": {"limit": 10},
+        "blockIO": {"weight": 50, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}], "leafWeight": 5},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "network": {"classID": 5},
+        "rdma": {"mlx5_0": {"hcaHandles": 1}},
+        "unified": {"memory.high": "1", "cpuset.cpus": "5", "io.max": "8:0 rbps=1", "misc.max": "x 1"},
+    }
+    assert guestresources.resources(check.check(linux(resources=given))["linux"]["resources"]) == {
+        "devices": _ALL,
+        "memory": {"limit": 1 << 30, "swap": 2 << 30},
+        "cpu": {"shares": 5, "quota": 1000, "period": 100000},
+        "pids": {"limit": 10},
+        "blockIO": {"weight": 50},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "unified": {"memory.high": "1"},
+    }
+
+
+@pytest.mark.parametrize(
+    "profile", ["", "unconfined", "docker-default", "cri-containerd.apparmor.d", "containers-default-0.50.1"]
+)
+def test_security_modules_of_the_host_are_left_out(profile: str) -> None:
+    given = {"args": ["a"], "cwd": "/", "apparmorProfile": profile, "selinuxLabel": "system_u:system_r:container_t:s0"}
+    assert guestresources.process(given) == {"args": ["a"], "cwd": "/"}
+
+
+def test_sections_of_other_systems_are_ignored_beside_linux() -> None:
+    (guest, _), _ = to_guest(spec(windows={"layerFolders": ["C:"]}))
+    assert "windows" not in guest
+
+
+def process(**more: Any) -> dict[str, Any]:
+    return spec(process={"args": ["a"], "cwd": "/", **more})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (spec(ociVersion="2.0.0"), r"\$\.ociVersion: hako knows version 1"),
+        ({key: value for key, value in spec(windows={}).items() if key != "linux"}, r"\$\.windows: .* for windows"),
+        (spec(vm={"kernel": {"path": "/boot/vmlinuz"}}), r"\$\.vm: hako chooses"),
+        (spec(linux={"namespaces": [{"type": "pid"}]}), "needs a mount namespace"),
+        (spec(linux={}), "needs a mount namespace"),
+        (spec(linux={"namespaces": [{"type": "mount"}, {"type": "mount"}]}), r"namespaces\[1\]: .* second"),
+        (spec(linux={"namespaces": [{"type": "moon"}]}), r"namespaces\[0\]\.type: Linux has no moon"),
+        (linux() | {"linux": {"namespaces": [{"type": "mount"}]}, "hostname": "h"}, r"\$\.hostname: .* uts"),
+        (
+            spec(linux={"namespaces": [{"type": "mount"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}]}),
+            r"\[1\]\.path.*ipc",
+        ),
+        (spec(linux={"namespaces": [{"type": "user", "path": "/proc/1/ns/user"}]}), r"namespaces\[0\]\.path.*user"),
+        (linux("time", timeOffsets={"boottime": {"secs": 5}}), r"\$\.linux\.timeOffsets"),
+        (linux(intelRdt={"closID": "x"}), r"\$\.linux\.intelRdt"),
+        (linux(memoryPolicy={"mode": "MPOL_BIND"}), r"\$\.linux\.memoryPolicy"),
+        (linux(netDevices={"eth0": {}}), r"\$\.linux\.netDevices"),
+        (linux(rootfsPropagation="often"), r"\$\.linux\.rootfsPropagation: often"),
+        (linux(personality={"domain": "BSD"}), r"\$\.linux\.personality"),
+        (linux(seccomp={"defaultAction": "SCMP_ACT_NOTIFY"}), r"\$\.linux\.seccomp: .*SCMP_ACT_NOTIFY"),
+        (linux(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/s"}), "listenerPath"),
+        (linux(sysctl={"net..x": "1"}), r"\$\.linux\.sysctl\['net\.\.x'\]"),
+        (linux(sysctl={"net/../kernel/x": "1"}), "is no name of a kernel parameter"),
+        (linux(sysctl={"hostname": "1"}), "is no name of a kernel parameter"),
+        (linux(resources={"memory": {"disableOOMKiller": True}}), "disableOOMKiller"),
+        (linux(resources={"cpu": {"realtimeRuntime": 5}}), "real-time group scheduling"),
+        (linux(resources={"unified": {"../x": "1"}}), r"unified\['\.\./x'\]"),
+        (linux(devices=[device("/dev/x", "q", 1, 3)]), r"devices\[0\]\.type: must be c, b, u or p"),
+        (process(apparmorProfile="mine"), r"\$\.process\.apparmorProfile: .* mine"),
+        (process(scheduler={"policy": "SCHED_FIFO"}), r"\$\.process\.scheduler"),
+        (process(ioPriority={"class": "IOPRIO_CLASS_RT"}), r"\$\.process\.ioPriority"),
+        (process(execCPUAffinity={"initial": "0"}), r"\$\.process\.execCPUAffinity"),
+    ],
+)
+def test_what_a_vm_cannot_honour_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        to_guest(given)
+
+
+# --- what engines write ---
+
+_PID = "/proc/4711/ns"
+#: What the caller knows of the pod that the container joins.
+_JOINED = {f"{_PID}/{name}": f"/proc/99/ns/{name}" for name in ("pid", "ipc", "uts")}
+_REFUSED = {
+    "docker-pid-ipc-uts-host": "share the host's pid namespace",
+    "podman-pid-host": "share the host's pid namespace",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in enginespecs.NAMES if name not in _REFUSED])
+def test_what_engines_write_is_translated(name: str) -> None:
+    given = enginespecs.load(name)
+    (guest, prepare), tree = to_guest(given, strict=True, joined=_JOINED)
+    told = str(guest)
+    for words in ("/var/lib/", "/run/containers/", _PID, "libnetwork-setkey", "net.ipv4", "docker/", "/srv/"):
+        assert words not in told
+    assert guest["process"] == given["process"]
+    assert guest["linux"]["maskedPaths" if "privileged" not in name else "namespaces"]
+    assert all(path.startswith("net/") for path in prepare.get("sysctls", ()))
+    assert ("/dev/shm" in {source for _, source, _, _ in tree.volumes}) is False
+
+
+@pytest.mark.parametrize(("name", "message"), _REFUSED.items())
+def test_what_engines_write_about_the_host_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        to_guest(enginespecs.load(name), strict=True)
+
+
+def test_a_privileged_container_gets_what_the_guest_has() -> None:
+    for name in ("docker-privileged", "podman-privileged"):
+        (guest, prepare), _ = to_guest(enginespecs.load(name), strict=True)
+        paths = {node["path"] for node in guest["linux"]["devices"]}
+        assert {"/dev/fuse", "/dev/kmsg", "/dev/full", "/dev/tty0", "/dev/loop0", "/dev/net/tun"} <= paths
+        assert not paths & {"/dev/kvm", "/dev/vda", "/dev/cpu/0/cpuid", "/dev/hwrng", "/dev/ttyS0", "/dev/autofs"}
+        assert prepare["modules"] == {"loop": False, "tun": False}
 
 
 def test_the_tree_has_what_is_used_here() -> None:
     assert callable(SharedTree.add_volume)
+    assert callable(SharedTree.look)
