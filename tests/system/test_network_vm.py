@@ -101,7 +101,7 @@ def test_a_guest_is_on_the_network_of_its_namespace(guest_image: Any, busybox_im
 
     async def drive(network: Network, path: str) -> None:
         (attachment,) = network.attach_all()
-        vm = QemuVm(spec, backends=Backends(nic=attachment.tap.fds[0]))
+        vm = QemuVm(spec, backends=Backends(nic=tuple(attachment.tap.fds)))
         await vm.start()
         attachment.tap.close()  # QEMU has it
         client = AgentClient(vm.agent_socket)

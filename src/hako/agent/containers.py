@@ -208,6 +208,8 @@ class Containers:
         if container.started:
             raise calls.CallError(calls.FAILED_PRECONDITION, f"container {container.id} is being started already")
         container.started = True
+        if crun.let_go(container.id):
+            return
         status, message = await self._crun(["start", container.id])
         if status != 0:
             container.started = False

@@ -73,6 +73,25 @@ async def run(loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, i
     return status, message
 
 
+def let_go(container_id: str) -> bool:
+    """Let the process of a created container run, as ``crun start`` does; False if that has to do it.
+
+    The process waits until somebody writes to a FIFO of its container, which is gone afterwards (src/libcrun/status.c).
+    """
+    path = f"{_ROOT}/{container_id}/exec.fifo"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False  # nobody waits yet
+    try:
+        os.unlink(path)
+        return os.write(fd, b"x") == 1
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 def _last_error(log: str) -> str:
     try:
         with open(log, "rb") as file:

@@ -5,7 +5,10 @@ Imported when the first network is set up: not every sandbox has one.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
+import struct
 
 from hako.linux import interfaces, rtnetlink
 from hako.linux.interfaces import Everything
@@ -15,11 +18,18 @@ from hako.wire import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
+else:
+    import _socket as socket  # socket itself brings enum and selectors
 
 #: Interfaces one VM may have.
 MAX_INTERFACES = 64
 _MAX_ENTRIES = 4096
+# include/uapi/linux/ethtool.h
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GCHANNELS, _ETHTOOL_SCHANNELS = 0x3C, 0x3D
+_CHANNELS = struct.Struct("=9I")
 _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -189,6 +199,32 @@ def apply(wanted: list[Interface]) -> list[dict[str, Any]]:
             _add_routes(kernel, now, link, entry)
         after = Everything(kernel)
         return [after.describe(_by_index(after.links, index)) for index, _ in found]
+
+
+def use_queues(count: int) -> None:
+    """Have each of the VM's NICs use ``count`` pairs of queues, one for each processor, or as many as it has."""
+    with Netlink() as kernel:
+        names = [link.name for link in _nics(rtnetlink.links(kernel))]
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        for name in names:
+            fields = _channels(control.fileno(), name, _CHANNELS.pack(_ETHTOOL_GCHANNELS, *[0] * 8))
+            most, combined = fields[4], fields[8]
+            wanted = min(most, count)
+            if combined != wanted and most > 1:
+                _channels(control.fileno(), name, _CHANNELS.pack(_ETHTOOL_SCHANNELS, *fields[1:8], wanted))
+    finally:
+        control.close()
+
+
+def _channels(fd: int, name: str, request: bytes) -> tuple[int, ...]:
+    """Ask the driver of the interface ``name`` about its queues; all zero when it has nothing to say about them."""
+    buffer = ctypes.create_string_buffer(request)
+    try:
+        fcntl.ioctl(fd, _SIOCETHTOOL, struct.pack("16sQ16x", name.encode(), ctypes.addressof(buffer)))
+    except OSError:
+        return (0,) * 9
+    return _CHANNELS.unpack_from(buffer)
 
 
 def _nics(links: list[Link]) -> list[Link]:

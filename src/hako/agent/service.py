@@ -30,6 +30,7 @@ _NETWORK_TRIES = 500
 _NETWORK_PAUSE = 0.01
 _RESIZE_TRIES = 1000
 _RESIZE_PAUSE = 0.01
+_LAST_STREAM = (1 << 32) - 1
 
 
 def _bad(text: str) -> calls.CallError:
@@ -98,12 +99,14 @@ class Service:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._channel: Channel | None = None
         self._containers: Containers | None = None
         self._first_memory = system.memory()["total"]
         self.ended = Future()
 
     def attach(self, channel: Channel) -> None:
-        """Use ``channel`` for the streams of processes."""
+        """Use ``channel`` for raw streams."""
+        self._channel = channel
         self._containers = Containers(self._loop, channel)
 
     async def handle(self, method: str, params: Params) -> Params:
@@ -157,7 +160,8 @@ class Service:
     async def settle(self, params: Params) -> Params:
         system.reserve_memory(little=_flag(params, "squeeze"))
         # What only some VMs need is loaded now, once, instead of in each clone.
-        import hako.agent.network  # noqa: F401
+        import hako.agent.network
+        import hako.agent.resolver  # noqa: F401
 
         system.drop_caches()
         system.ignore_pci_hotplug()
@@ -171,6 +175,9 @@ class Service:
             if got["vcpus"] == vcpus and got["memory"] >= self._first_memory + extra:
                 break
             await self._loop.sleep(_RESIZE_PAUSE)
+        from hako.agent import network
+
+        network.use_queues(got["vcpus"])
         return got
 
     async def mount_share(self, params: Params) -> Params:
@@ -204,14 +211,28 @@ class Service:
         for _ in range(_NETWORK_TRIES):
             if not network.missing(wanted):
                 break
+            system.find_plugged_devices()
             await self._loop.sleep(_NETWORK_PAUSE)
         return {"interfaces": network.apply(wanted)}
+
+    async def resolve(self, params: Params) -> Params:
+        from hako.agent import resolver
+
+        addresses = resolver.parse(params.get("addresses"))
+        asking, answering = (_integer(params, "stdout", 1, _LAST_STREAM), _integer(params, "stdin", 1, _LAST_STREAM))
+        assert self._channel is not None
+        resolver.Relay(self._loop, self._channel, addresses, asking, answering)  # its streams keep it
+        return {}
 
     async def create(self, params: Params) -> Params:
         spec = _object(params, "spec")
         if not isinstance(spec.get("linux", {}), dict):
             raise _bad("spec: linux is not an object")
         spec["process"] = _sized(_object(spec, "process"), params)
+        if "prepare" in params:
+            from hako.agent import ephemeral
+
+            ephemeral.prepare(_object(params, "prepare"))
         container = await self._store.create(
             _name(params, "container"), spec, _object(params, "stdio"), start=_flag(params, "start")
         )
@@ -300,6 +321,7 @@ _METHODS = {
     "MountShare": Service.mount_share,
     "LoadModules": Service.load_modules,
     "Network": Service.network,
+    "Resolve": Service.resolve,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,

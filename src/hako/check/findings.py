@@ -50,6 +50,7 @@ def findings(config: Config) -> list[Finding]:
         ("vsock", check_vsock),
         ("cgroups", check_cgroups),
         ("tun", check_tun),
+        ("network", check_network),
         ("disk", check_disk),
         ("memory", check_memory),
     )
@@ -227,8 +228,23 @@ def check_tun(_config: Config) -> Finding:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         text = f"/dev/net/tun cannot be opened ({error.strerror}), so guests get no network"
-        return Finding("tun", WARNING, text, "modprobe tun")
+        return Finding("tun", WARNING, text, "modprobe tun, or use --network none")
     return Finding("tun", OK, "/dev/net/tun opens")
+
+
+def check_network(_config: Config) -> Finding:
+    """What connects containers that no engine connects: CNI plugins, which run iptables."""
+    from hako import proc
+    from hako.network import cniconfig
+
+    plugins = [kind for kind in ("bridge", "host-local", "portmap") if cniconfig.find_plugin(kind) is None]
+    if plugins:
+        text = f"the CNI plugins {', '.join(plugins)} are missing, so containers get no network"
+        return Finding("network", WARNING, text, "apt-get install containernetworking-plugins, or use --network none")
+    if shutil.which("iptables", path=proc.BASE_ENV["PATH"]) is None:
+        text = "iptables, which CNI plugins run, is missing, so containers get no network"
+        return Finding("network", WARNING, text, "apt-get install iptables, or use --network none")
+    return Finding("network", OK, f"CNI plugins in {os.path.dirname(cniconfig.find_plugin('bridge') or '')}")
 
 
 def check_disk(_config: Config) -> Finding:

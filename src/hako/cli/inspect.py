@@ -59,6 +59,7 @@ def describe(target: containers.Target) -> dict[str, Any]:
             "memory": spec["memory"],
             "vcpus": spec["vcpus"],
             "info": state["info"],
+            "network": {"name": spec.get("network", "none"), "addresses": [], "ports": [], **state.get("network", {})},
             "console_log": os.path.join(records.run_dir(target.sandbox_id), "console.log") if target.is_live else "",
         },
     }

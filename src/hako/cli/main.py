@@ -51,7 +51,7 @@ VERBS = {
 _USAGE = """\
 Usage: hako [--debug] [--config FILE] VERB [ARGUMENTS]
 
-Every container runs in a virtual machine of its own. There is no network yet but loopback.
+Every container runs in a virtual machine of its own.
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hako.cli import containers, options, tables
 from hako.errors import ConfigError
 
-_HEADER = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
+_HEADER = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME")
 
 
 def parser() -> options.Parser:
@@ -56,8 +56,38 @@ def _row(target: containers.Target, *, whole: bool) -> tuple[str, ...]:
         command if whole else tables.shorten(command, 30),
         f"{tables.since(_created(target))} ago",
         status(target),
+        ", ".join(map(_text, _runs(published(target)))),
         target.name,
     )
+
+
+def published(target: containers.Target) -> list[dict[str, Any]]:
+    """The ports that the container has on the host now, as its sandbox's state has them."""
+    return list(target.state.get("network", {}).get("ports", [])) if _is_shown(target) else []
+
+
+def _runs(ports: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Each port that follows on no other, with the number of those that follow on it."""
+    runs: list[tuple[dict[str, Any], int]] = []
+    for port in ports:
+        if runs:
+            first, more = runs[-1]
+            following = {name: first[name] + more + 1 for name in ("host_port", "container_port")}
+            if port == first | following:
+                runs[-1] = (first, more + 1)
+                continue
+        runs.append((port, 0))
+    return runs
+
+
+def _text(run: tuple[dict[str, Any], int]) -> str:
+    """Published ports as docker writes them: ``0.0.0.0:8080-8081->80-81/tcp``."""
+    port, more = run
+    ip = port["host_ip"] or "0.0.0.0"  # noqa: S104 (it is shown only)
+    host, guest = (
+        f"{number}-{number + more}" if more else str(number) for number in (port["host_port"], port["container_port"])
+    )
+    return f"{f'[{ip}]' if ':' in ip else ip}:{host}->{guest}/{port['protocol']}"
 
 
 def _created(target: containers.Target) -> int:
@@ -90,4 +120,5 @@ def describe(target: containers.Target) -> dict[str, Any]:
         "status": target.status,
         "exit_status": record.get("exit_status") if target.status == "stopped" else None,
         "state": status(target),
+        "ports": published(target),
     }

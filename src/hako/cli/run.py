@@ -23,7 +23,8 @@ STOP_SIGNAL = "dev.hako.stop-signal"
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _EPILOG = (
-    "Network: a container has the loopback interface and nothing else; --network none is the only value there is. "
+    "Networks: bridge, the default, is hako's own; others are CNI configuration lists in /etc/hako/cni; with none the "
+    "container has the loopback interface and nothing else, and starts a little sooner. "
     "The exit code is the command's; 125 means that hako failed, 126 that the command cannot be executed, 127 that "
     "there is no such command. With -i -t, ctrl-p ctrl-q detaches and leaves the container running. Three "
     "interrupts within three seconds kill a container that does not heed them."
@@ -51,7 +52,13 @@ def parser() -> options.Parser:
     add("--entrypoint", default=None, metavar="COMMAND", help="replaces the image's; an empty one takes it away")
     add("--pull", default="missing", choices=("always", "missing", "never"),
         help="when to ask the registry for the image (default: missing)")  # fmt: skip
-    add("--network", default="none", choices=("none",), help="none: loopback only; there is no other network yet")
+    add("--network", default="", metavar="NAME", help="bridge, none, or another network (default: bridge)")
+    add("-p", "--publish", action="append", default=[], metavar="[IP:][HOST:]GUEST[/PROTOCOL]",
+        help="a port, or a range, of the container that the host passes on; tcp, udp or sctp")  # fmt: skip
+    add("--dns", action="append", default=[], metavar="ADDRESS", help="a name server, instead of the host's")
+    add("--dns-search", action="append", default=[], metavar="DOMAIN",
+        help="a domain to look names up in, instead of the host's; . for none")  # fmt: skip
+    add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="an entry of /etc/hosts")
     add("--trace", default="", metavar="FILE", help="write the phases of the start to FILE, as Chrome trace JSON")
     add("image", metavar="IMAGE", help="a name, or the path of an archive, OCI layout or root directory")
     options.add_command(parser, "replaces the image's command")
@@ -74,6 +81,11 @@ def main(args: list[str]) -> int:
         cpus=None if asked.cpus is None else options.parse_cpus(asked.cpus),
         annotations=options.parse_annotations(asked.annotation),
         retain=not asked.rm,
+        network=asked.network or config.network.default,
+        ports=asked.publish,
+        dns=asked.dns,
+        dns_search=asked.dns_search,
+        hosts=asked.add_host,
     )
     built = build(to_build(asked), config, progress, container_id=spec.id)
     trace.mark("image", "command")

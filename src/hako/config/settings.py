@@ -163,6 +163,19 @@ class ShareSettings(Section):
     )
 
 
+class NetworkSettings(Section):
+    """What containers are connected to."""
+
+    name = "network"
+    title = "What containers are connected to"
+
+    default: str = text(
+        "bridge",
+        "The network of `hako run` without `--network`: `bridge`, `none`, or the name of another, see "
+        "[network.md](network.md#networks-of-hakos-own). Programs that use the library name theirs.",
+    )
+
+
 class ImageSettings(Section):
     """Container images."""
 
@@ -205,6 +218,7 @@ SECTIONS: tuple[type[Section], ...] = (
     TemplateSettings,
     PoolSettings,
     ShareSettings,
+    NetworkSettings,
     ImageSettings,
     LogSettings,
     ConsoleSettings,
@@ -223,6 +237,7 @@ class Config(_Frozen):
     template: TemplateSettings
     pool: PoolSettings
     share: ShareSettings
+    network: NetworkSettings
     image: ImageSettings
     log: LogSettings
     console: ConsoleSettings

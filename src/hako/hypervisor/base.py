@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from hako.errors import ConfigError, HypervisorError
@@ -59,9 +59,15 @@ class Balloon(NamedTuple):
 
 
 class Nic(NamedTuple):
-    """A virtio network card tied to the tap device ``Backends.nic``."""
+    """A virtio network card tied to a tap device: that of ``Backends.nic``, or the one it is plugged in with."""
 
     mac: str  #: aa:bb:cc:dd:ee:ff
+    queues: int = 1  #: pairs of queues, as many as the tap has; the guest uses one for each of its processors
+
+    def check(self) -> None:
+        """Raises ConfigError when the address is none."""
+        if not _MAC.fullmatch(self.mac):
+            raise ConfigError(f"The MAC address {self.mac!r} is not valid: write it as 02:00:00:00:00:01.")
 
 
 class MemoryDevice(NamedTuple):
@@ -93,7 +99,7 @@ class Backends(NamedTuple):
     clone: bool = False  #: go on where the frozen VM stopped instead of booting
     plugged: ShareVirtiofs | None = None  #: added to a clone before it goes on
     share: int | None = None  #: connected socket of the virtiofs server
-    nic: int | None = None  #: tap device with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
+    nic: tuple[int, ...] = ()  #: the queues of a tap device with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
 
 
 class VmSpec(NamedTuple):
@@ -149,8 +155,8 @@ class VmSpec(NamedTuple):
         if any(isinstance(device, ShareVirtiofs) for device in self.devices) and self.sharing != "shared":
             raise ConfigError(f"VM {self.id} has a virtiofs share, for which its memory has to be shared.")
         for device in self.devices:
-            if isinstance(device, Nic) and not _MAC.fullmatch(device.mac):
-                raise ConfigError(f"The MAC address {device.mac!r} is not valid: write it as 02:00:00:00:00:01.")
+            if isinstance(device, Nic):
+                device.check()
             if isinstance(device, MemoryDevice) and (device.size <= 0 or device.size % MEMORY_STEP):
                 raise ConfigError(f"Memory is added in steps of {MEMORY_STEP >> 20} MiB; {device.size} bytes are none.")
 
@@ -253,8 +259,11 @@ class Hypervisor(Protocol):
         Together with its memory file this is all that a clone needs. Kill the VM afterwards.
         """
 
-    async def plug(self, device: ShareVirtiofs) -> None:
-        """Add a share to the running VM. Raises HypervisorError when it is refused."""
+    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
+        """Add a share, or a card whose tap has the queues ``fds``, to the running VM.
+
+        The descriptors stay the caller's. Raises HypervisorError when it is refused.
+        """
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:
         """Have the MemoryDevice give the guest ``extra`` bytes (rounded up to its granularity); return what it has.

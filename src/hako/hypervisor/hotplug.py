@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hako.errors import HypervisorError
-from hako.hypervisor.qemu_args import MEMORY_DEVICE
+from hako.hypervisor.base import Nic
+from hako.hypervisor.qemu_args import MEMORY_DEVICE, nic_device
 
 if TYPE_CHECKING:
     from hako.hypervisor.qmp import Qmp
@@ -45,6 +47,20 @@ async def add_vcpus(qmp: Qmp, count: int) -> int:
         await qmp.execute("device_add", {"driver": slot["type"], "id": f"cpu{present}", **place})
         present += 1
     return present
+
+
+async def add_nic(qmp: Qmp, nic: Nic, name: str, fds: Sequence[int]) -> None:
+    """Plug a network card in that is tied to the tap with the queues ``fds``; QEMU knows both by ``name``."""
+    names = [f"{name}.{number}" for number in range(len(fds))]
+    for fd, queue in zip(fds, names, strict=True):
+        await qmp.pass_file(fd, queue)
+    tap = {"fds": ":".join(names)} if len(names) > 1 else {"fd": names[0]}
+    await qmp.execute("netdev_add", {"type": "tap", "id": name, "vhost": False, **tap})
+    try:
+        await qmp.execute("device_add", nic_device(nic, name))
+    except HypervisorError:
+        await qmp.execute("netdev_del", {"id": name})
+        raise
 
 
 async def balloon(qmp: Qmp, size: int | None) -> int:

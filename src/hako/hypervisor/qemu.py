@@ -10,7 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hako import arch, log
@@ -22,6 +22,7 @@ from hako.hypervisor.base import (
     Capabilities,
     CloneError,
     MemoryDevice,
+    Nic,
     ShareVirtiofs,
     VmExit,
     VmSpec,
@@ -106,6 +107,7 @@ class QemuVm:
         self._last_rites: asyncio.Task[None] | None = None
         self._requested = False
         self._fatal = ""
+        self._cards = 0  # that were plugged in
 
     @property
     def pid(self) -> int | None:
@@ -205,8 +207,12 @@ class QemuVm:
         await self._command("stop")
         await migration.save(self._monitor(), self._backends.state)
 
-    async def plug(self, device: ShareVirtiofs) -> None:
-        await self._monitor().execute("device_add", virtiofs_device(device))
+    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
+        if isinstance(device, Nic):
+            self._cards += 1
+            await hotplug.add_nic(self._monitor(), device, f"nic{self._cards}", fds)
+        else:
+            await self._monitor().execute("device_add", virtiofs_device(device))
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:
         if self.spec.find(MemoryDevice) is None:

@@ -41,7 +41,8 @@ def build_argv(spec: VmSpec, fds: Mapping[str, int], binary: str = "") -> list[s
 
     ``fds`` holds the descriptors QEMU inherits: sockets ``qmp``, ``console`` and (for an AgentChannel) ``agent``, the
     open files ``kernel`` and ``initrd``, and those of ``Backends`` that there are: ``memory``, ``state``, ``share``,
-    ``nic``, and ``incoming`` for a clone. ``binary`` is QEMU's path; empty: the architecture's program name.
+    ``nic0`` and further queues, and ``incoming`` for a clone. ``binary`` is QEMU's path; empty: the architecture's
+    program name.
     """
     here = arch.current()
     cpu = spec.cpu or (here.kvm_cpu if spec.accelerator == "kvm" else here.tcg_cpu)
@@ -85,13 +86,23 @@ def build_argv(spec: VmSpec, fds: Mapping[str, int], binary: str = "") -> list[s
 def backend_fds(backends: Backends) -> dict[str, int]:
     """The descriptors of ``backends`` by the names that build_argv() knows them by."""
     state = "incoming" if backends.clone else "state"
-    named = {"memory": backends.memory, state: backends.state, "share": backends.share, "nic": backends.nic}
-    return {name: fd for name, fd in named.items() if fd is not None}
+    named = {"memory": backends.memory, state: backends.state, "share": backends.share}
+    queues = {f"nic{number}": fd for number, fd in enumerate(backends.nic)}
+    return {name: fd for name, fd in named.items() if fd is not None} | queues
 
 
 def virtiofs_device(share: ShareVirtiofs) -> dict[str, object]:
     """The properties of a virtiofs share, as for QMP's device_add."""
     return {"driver": "vhost-user-fs-pci", "id": "virtiofs0", "chardev": SHARE_CHARDEV, "tag": share.tag}
+
+
+def nic_device(nic: Nic, name: str) -> dict[str, object]:
+    """The properties of a network card tied to the back end ``name``, as for QMP's device_add."""
+    # No boot ROM: nothing is booted from the network.
+    properties: dict[str, object] = {"driver": "virtio-net-pci", "id": name, "netdev": name, "mac": nic.mac}
+    properties |= {"romfile": "", "disable-legacy": "on"}
+    # One interrupt for each queue of each pair, one for the configuration and one for the control queue.
+    return properties if nic.queues == 1 else {**properties, "mq": "on", "vectors": 2 * nic.queues + 2}
 
 
 def _machine(spec: VmSpec, default: str) -> str:
@@ -128,10 +139,12 @@ def _device(device: Device, spec: VmSpec, fds: Mapping[str, int], share_name: st
             ]
         case Balloon():
             return ["-device", f"virtio-balloon-pci,id=balloon,free-page-reporting=on,{_MODERN}"]
-        case Nic(mac):
-            # No boot ROM: nothing is booted from the network.
-            nic = f"virtio-net-pci,id=nic0,netdev=nic0,mac={mac},romfile=,{_MODERN}"
-            return ["-netdev", f"tap,id=nic0,fd={fds['nic']},vhost=off", "-device", nic]
+        case Nic():
+            driver, *properties = nic_device(device, "nic0").items()
+            options = ",".join([str(driver[1]), *(f"{key}={value}" for key, value in properties)])
+            queues = [str(fds[f"nic{number}"]) for number in range(device.queues)]
+            tap = f"fds={':'.join(queues)}" if len(queues) > 1 else f"fd={queues[0]}"
+            return ["-netdev", f"tap,id=nic0,{tap},vhost=off", "-device", options]
         case MemoryDevice(size):
             # A virtiofs server has to reach all of the guest's memory. Nothing is set aside for what is not used.
             backend = "memory-backend-memfd" if spec.sharing == "shared" else "memory-backend-ram"

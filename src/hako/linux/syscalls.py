@@ -22,7 +22,11 @@ MS_SHARED = 1 << 20
 
 MNT_DETACH = 2
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 RB_AUTOBOOT = 0x01234567
@@ -38,10 +42,17 @@ RESOLVE_IN_ROOT = 0x10
 
 MOUNT_ATTR_RDONLY = 1
 AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 RLIMIT_NOFILE = 7
 
+_NR_PIVOT_ROOT = 155
 _NR_INIT_MODULE = 175
 _NR_FINIT_MODULE = 313
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
@@ -86,6 +97,42 @@ def make_readonly(target: str) -> None:
         raise _error(target)
 
 
+def clone_mount(source: str, *, dir_fd: int = AT_FDCWD, recursive: bool = True) -> int:
+    """What is mounted at ``source``, or the part of it from there on, as a mount of its own that is nowhere yet.
+
+    By open_tree(2). An empty ``source`` is ``dir_fd`` itself. Returns a descriptor for attach_mount(); closing it
+    before that takes the mount away.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (0 if source else AT_EMPTY_PATH)
+    number = ctypes.c_long(_NR_OPEN_TREE)
+    fd = _libc.syscall(number, ctypes.c_int(dir_fd), ctypes.c_char_p(os.fsencode(source)), ctypes.c_uint(flags))
+    if fd < 0:
+        raise _error(source)
+    return int(fd)
+
+
+def attach_mount(mount_fd: int, target: str, *, dir_fd: int = AT_FDCWD) -> None:
+    """Put the mount that clone_mount() made at ``target``; an empty one is ``dir_fd`` itself. By move_mount(2)."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if target else _MOVE_MOUNT_T_EMPTY_PATH)
+    result = _libc.syscall(
+        ctypes.c_long(_NR_MOVE_MOUNT),
+        ctypes.c_int(mount_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(flags),
+    )
+    if result != 0:
+        raise _error(target)
+
+
+def pivot_root(new_root: str, old_root: str) -> None:
+    """pivot_root(2)."""
+    number = ctypes.c_long(_NR_PIVOT_ROOT)
+    if _libc.syscall(number, ctypes.c_char_p(os.fsencode(new_root)), ctypes.c_char_p(os.fsencode(old_root))) != 0:
+        raise _error(new_root)
+
+
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     if _libc.umount2(os.fsencode(target), flags) != 0:
@@ -127,6 +174,11 @@ def set_process_name(name: str) -> None:
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     if _libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0) != 0:
         raise _error("prctl")
+
+
+def write_memory(address: int, data: bytes) -> None:
+    """Overwrite this process's own memory at ``address``."""
+    ctypes.memmove(address, data, len(data))
 
 
 def finit_module(path: str, parameters: str = "") -> None:

@@ -23,6 +23,7 @@ from hako.linux import rtnetlink
 from hako.linux.netlink import Netlink
 from hako.network import namespace as namespaces
 from hako.network.endpoint import Attachment, Endpoint, discover
+from hako.network.tap import Tap
 
 _GROUPS = (
     rtnetlink.GROUP_LINK
@@ -93,12 +94,12 @@ class Network:
         except OSError as error:
             raise _failed("list", self.path, error) from error
 
-    def attach(self, endpoint: Endpoint) -> Attachment:
-        """Tie ``endpoint`` to a new tap; one that is tied already is returned as it is."""
+    def attach(self, endpoint: Endpoint, tap: Tap | None = None) -> Attachment:
+        """Tie ``endpoint`` to a new tap, or to ``tap``; one that is tied already is returned as it is."""
         for attachment in self.attachments:
             if attachment.endpoint.index == endpoint.index:
                 return attachment
-        made = Attachment.make(self._kernel, self._namespace, endpoint, self._queues)
+        made = Attachment.make(self._kernel, self._namespace, endpoint, self._queues, tap)
         self.attachments.append(made)
         return made
 

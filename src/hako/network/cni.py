@@ -86,6 +86,7 @@ def _add(sandbox_id: str, namespace: str, mappings: list[dict[str, object]], con
     if os.path.exists(path):
         raise ExistsError(f"The sandbox {sandbox_id} is connected to a network already.")
     note = {"version": _VERSION, "config": config, "namespace": namespace, "mappings": mappings, "result": None}
+    note["inode"] = _inode(namespace)
     store.write_json(path, note)
     result: dict[str, Any] | None = None
     for plugin in config["plugins"]:
@@ -148,7 +149,8 @@ def _namespace_of(note: dict[str, Any]) -> Iterator[str]:
     Without a namespace the plugin ``bridge`` would leave its rules for masquerading, which it knows by the addresses
     that it finds there.
     """
-    if os.path.exists(note["namespace"]):
+    # The path may be below /proc, where another process can have the number by now.
+    if note.get("inode") and _inode(note["namespace"]) == note["inode"]:
         yield note["namespace"]
         return
 
@@ -165,6 +167,14 @@ def _namespace_of(note: dict[str, Any]) -> Iterator[str]:
         yield f"/proc/{os.getpid()}/fd/{fd}"
     finally:
         os.close(fd)
+
+
+def _inode(path: str) -> int:
+    """The number of the file at ``path``, 0 when there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def connected() -> list[str]:

@@ -73,15 +73,20 @@ class Attachment:
         self._tied = True
 
     @classmethod
-    def make(cls, kernel: Netlink, namespace: int, endpoint: Endpoint, queues: int = 1) -> Attachment:
-        """Tie ``endpoint`` to a new tap with ``queues`` queues.
+    def make(
+        cls, kernel: Netlink, namespace: int, endpoint: Endpoint, queues: int = 1, tap: Tap | None = None
+    ) -> Attachment:
+        """Tie ``endpoint`` to a new tap with ``queues`` queues, or to ``tap``, which is alone so far.
 
         What a dead owner has left is replaced. Raises StateError when a VM has the endpoint already or another
         program filters its packets, and HostError.
         """
         link = _link(kernel, endpoint)
         _clear(kernel, endpoint, {other.index for other in rtnetlink.links(kernel)})
-        tap = Tap.open(namespace, queues)
+        if tap is None:
+            tap = Tap.open(namespace, queues)
+        else:
+            tap.move(namespace)
         made = cls(endpoint, tap, set_allmulti=not link.flags & rtnetlink.IFF_ALLMULTI)
         try:
             made._tie(kernel)
@@ -107,15 +112,25 @@ class Attachment:
         rtnetlink.set_link(kernel, self.tap.index, mtu=mtu)
 
     def detach(self, kernel: Netlink) -> None:
-        """Untie both and remove the tap. What is gone already is fine; a second call does nothing. Raises OSError."""
-        self.tap.close()
+        """Untie both and remove the tap, or send it home. What is gone already is fine; a second call does nothing.
+
+        Raises OSError.
+        """
+        if not self.tap.has_home:
+            self.tap.close()
         if not self._tied:
             return
         self._tied = False
         tc.delete_ingress(kernel, self.endpoint.index)
-        with _gone_is_fine():
-            # QEMU may still hold it open.
-            rtnetlink.delete_link(kernel, self.tap.index)
+        if self.tap.has_home:
+            tc.delete_ingress(kernel, self.tap.index)
+            # A network namespace that is gone has taken it along.
+            with contextlib.suppress(HostError):
+                self.tap.go_home()
+        else:
+            with _gone_is_fine():
+                # QEMU may still hold it open.
+                rtnetlink.delete_link(kernel, self.tap.index)
         if self._set_allmulti:
             with _gone_is_fine():
                 rtnetlink.set_link(kernel, self.endpoint.index, allmulti=False)

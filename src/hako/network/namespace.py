@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from hako import ids, paths, store
 from hako.errors import ExistsError, HostError, NotFoundError
 from hako.linux import rtnetlink, syscalls
 from hako.linux.netlink import Netlink
+from hako.threads import in_thread_of_its_own
 
 T = TypeVar("T")
 
@@ -45,28 +45,7 @@ def inside(namespace: int, work: Callable[[], T]) -> T:
         syscalls.setns(namespace, syscalls.CLONE_NEWNET)
         return work()
 
-    return _in_thread(enter_and_work)
-
-
-def _in_thread(work: Callable[[], T]) -> T:
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=body, name="hako-netns")
-    thread.start()
-    thread.join()
-    try:
-        if failures:
-            raise failures[0]
-        return results[0]
-    finally:
-        failures.clear()  # or error, traceback and this frame keep each other alive
+    return in_thread_of_its_own(enter_and_work)
 
 
 def open_namespace(path: str) -> int:
@@ -120,7 +99,7 @@ def create(name: str) -> str:
     except OSError as error:
         raise HostError(f"Cannot create {path}: {error.strerror}.") from error
     try:
-        _in_thread(lambda: _make(path))
+        in_thread_of_its_own(lambda: _make(path))
     except BaseException as error:
         remove(name)
         if isinstance(error, OSError):
@@ -143,7 +122,7 @@ def create_unnamed(prepare: Callable[[Netlink], None]) -> int:
         return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
 
     try:
-        return _in_thread(make)
+        return in_thread_of_its_own(make)
     except OSError as error:
         raise HostError(f"Cannot make a network namespace: {error.strerror}.") from error
 

@@ -28,6 +28,7 @@ _OFFLOADS = 0x01 | 0x02 | 0x04 | 0x08
 #: The device's limit: 65535 less an Ethernet header.
 MAX_MTU = 65521
 MAX_QUEUES = 256
+_MOST_NAMES = 1 << 12
 
 
 class Tap:
@@ -37,10 +38,53 @@ class Tap:
     offloads it takes, once the guest's driver has said so.
     """
 
-    def __init__(self, name: str, index: int, fds: list[int]) -> None:
+    def __init__(self, name: str, index: int, fds: list[int], home: int = -1) -> None:
+        """``home`` is the descriptor of a namespace of its own, where it is while it is tied to nothing."""
         self.name = name
         self.index = index
         self.fds = fds
+        self._home = home
+        self._namespace = home
+
+    @classmethod
+    def alone(cls, queues: int = 1) -> Tap:
+        """A tap that nothing can reach, in a namespace of its own; move() takes it where it is needed.
+
+        A VM has its card from the start that way, whatever network it is given later. Raises HostError.
+        """
+        home = namespaces.create_unnamed(lambda _: None)
+        try:
+            made = cls.open(home, queues)
+        except BaseException:
+            os.close(home)
+            raise
+        return cls(made.name, made.index, made.fds, home)
+
+    @property
+    def has_home(self) -> bool:
+        """Whether it was made by alone()."""
+        return self._home >= 0
+
+    def move(self, namespace: int) -> None:
+        """Take it to the namespace of the descriptor ``namespace``, where it gets the first name that is free.
+
+        It is down then. Stays the caller's: the descriptor. Raises HostError.
+        """
+        try:
+            with namespaces.open_socket(self._namespace) as here, namespaces.open_socket(namespace) as there:
+                rtnetlink.set_link(here, self.index, up=False)
+                taken = {link.name for link in rtnetlink.links(there)}
+                self.name = next(name for name in map("tap{}".format, range(_MOST_NAMES)) if name not in taken)
+                rtnetlink.set_link(here, self.index, name=self.name, namespace=namespace)
+            self._namespace = namespace
+            self.index = namespaces.inside(namespace, lambda: _prepare(self.name))
+        except OSError as error:
+            raise HostError(_explain(error)) from error
+
+    def go_home(self) -> None:
+        """Take it back to its own namespace. Raises HostError."""
+        if self._namespace != self._home:
+            self.move(self._home)
 
     @classmethod
     def open(cls, namespace: int, queues: int = 1) -> Tap:
@@ -67,10 +111,17 @@ class Tap:
         for fd in self.fds:
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _OFFLOADS)
 
-    def close(self) -> None:
-        """Close this process's descriptors; the device goes with the last one."""
+    def release(self) -> None:
+        """Close this process's descriptors of it; the device goes with the last one, or with QEMU's."""
         while self.fds:
             os.close(self.fds.pop())
+
+    def close(self) -> None:
+        """Close everything that this process has of it."""
+        self.release()
+        if self._home >= 0:
+            os.close(self._home)
+        self._home = -1
 
 
 def _open_device() -> int:

@@ -28,8 +28,8 @@ _RETRY_AFTER = 600.0
 #: So many clones of a template may fail without a clear reason before another one is made.
 _MOST_DOUBTS = 3
 
-#: Gives the tap device that stands behind the NIC of a template's VM, and closes it at the end.
-NicSource = Callable[[], contextlib.AbstractContextManager[int | None]]
+#: Gives the queues of the tap device that stands behind the NIC of a template's VM, and closes them at the end.
+NicSource = Callable[[], contextlib.AbstractContextManager[tuple[int, ...]]]
 Background = Callable[[Coroutine[Any, Any, None]], None]
 
 

@@ -45,8 +45,8 @@ class Recipe(NamedTuple):
         return identity.key(self.identity)
 
 
-async def build(recipe: Recipe, root: str, nic: int | None) -> files.Template:
-    """Make the template and publish it below ``root``. ``nic`` is a tap device, for a VM with a NIC.
+async def build(recipe: Recipe, root: str, nic: tuple[int, ...]) -> files.Template:
+    """Make the template and publish it below ``root``. ``nic`` are the queues of a tap device, for a VM with a NIC.
 
     Hold the build lock. Call it from a thread that lives as long as it takes. Raises HypervisorError, HostError.
     """

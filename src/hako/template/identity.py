@@ -24,7 +24,8 @@ KEY_LENGTH = 32
 _TSC = "tsc_early_khz="
 
 #: Back ends have these numbers in the command line, so that it does not depend on the process.
-_FDS = {name: 100 + i for i, name in enumerate(("qmp", "console", "agent", "kernel", "initrd", "memory", "nic"))}
+_NAMES = ("qmp", "console", "agent", "kernel", "initrd", "memory", *(f"nic{queue}" for queue in range(64)))
+_FDS = {name: 100 + i for i, name in enumerate(_NAMES)}
 
 
 def as_template(spec: VmSpec, share: str = "/") -> VmSpec:

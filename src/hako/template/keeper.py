@@ -16,14 +16,16 @@ import time
 from typing import NamedTuple
 
 from hako import paths, store
+from hako.cgroup import home
 from hako.errors import HostError
 from hako.template import memory
 
 _MEMORY_FD, _STATE_FD, _NAMESPACE_FD = 3, 4, 5
-#: Looks every $2 seconds whether the record ($0) is still there and was touched in the last $1 minutes. What it runs
-#: meanwhile does not get the files: they are to be gone with the keeper.
+#: Goes into the cgroups whose directories follow; then looks every $2 seconds whether the record ($0) is still there
+#: and was touched in the last $1 minutes. What it runs meanwhile does not get the files: they are to be gone with it.
 _SCRIPT = (
-    'exec 5<&-; while (exec 3<&- 4<&-; exec sleep "$2"); do '
+    'exec 5<&-; for d; do [ -d "$d" ] && echo 0 >"$d/cgroup.procs"; done 2>/dev/null; '
+    'while (exec 3<&- 4<&-; exec sleep "$2"); do '
     '[ -n "$(exec 3<&- 4<&-; exec find "$0" -mmin "-$1" 2>/dev/null)" ] || exit 0; done'
 )
 _PERIOD = 60.0
@@ -62,7 +64,9 @@ def start(key: str, held: Held, idle: float, namespace: int | None = None) -> No
     sources = [held.memory, held.state, *([] if namespace is None else [namespace])]
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in sources]
     try:
-        argv = ["/bin/sh", "-c", _SCRIPT, _record(key), str(max(1, round(idle / 60))), f"{_PERIOD:g}"]
+        times = [str(max(1, round(idle / 60))), f"{_PERIOD:g}"]
+        # It is not part of the container whose start has loaded the template.
+        argv = ["/bin/sh", "-c", _SCRIPT, _record(key), *times, *home.directories()]
         if namespace is not None:
             argv = ["/usr/bin/nsenter", f"--mount=/proc/self/fd/{_NAMESPACE_FD}", "--", *argv]
         pid = os.posix_spawn(

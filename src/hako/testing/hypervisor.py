@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 from hako.errors import ConfigError, HypervisorError, StateError
 from hako.hypervisor.base import (
@@ -19,6 +19,7 @@ from hako.hypervisor.base import (
     Balloon,
     Capabilities,
     MemoryDevice,
+    Nic,
     ShareVirtiofs,
     VmExit,
     VmSpec,
@@ -53,7 +54,7 @@ class FakeVm:
         self._requested = False
         self._state = "running"
         self.calls: list[str] = []  #: the driver's methods that were called, in order
-        self.plugged: list[ShareVirtiofs] = []  #: what was added to it
+        self.plugged: list[ShareVirtiofs | Nic] = []  #: what was added to it
         self.extra_memory = 0  #: bytes that were added to it; a test may take some away again
         self.vcpus = spec.vcpus
         self.balloon_size = spec.memory  #: what the guest has of its first memory
@@ -155,8 +156,10 @@ class FakeVm:
         self._set_state("freeze", "paused")
         os.pwrite(self._backends.state, _FROZEN, 0)
 
-    async def plug(self, device: ShareVirtiofs) -> None:
+    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
         self._must_run("plug")
+        if isinstance(device, Nic) and len(fds) != device.queues:
+            raise HypervisorError("A card has as many queues as its tap.")
         self.plugged.append(device)
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:  # noqa: ARG002  # as in stop()

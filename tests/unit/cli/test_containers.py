@@ -103,7 +103,7 @@ def test_what_does_not_run_is_refused_where_it_must_run() -> None:
 
 def test_ps_shows_nothing_that_has_ended_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ps"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   NAME"]
+    assert capsys.readouterr().out.splitlines() == ["CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   PORTS   NAME"]
     assert main(["ps", "-a"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7

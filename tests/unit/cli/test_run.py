@@ -73,6 +73,15 @@ def test_without_entrypoint_the_images_is_kept() -> None:
         (["/no/such/path"], "There is no image at /no/such/path"),
         (["UPPER"], "is not the name of an image"),
         (["-v", "/no/such:/x", "busybox"], "/no/such does not exist"),
+        (["--network", "bridge", "-p", "a:b", "busybox"], "The port mapping 'a:b' is not valid"),
+        (["--network", "bridge", "--dns", "dns.google", "busybox"], "'dns.google' is not an IP address"),
+        (["--network", "bridge", "--dns-search", "a b", "busybox"], "'a b' is not a domain"),
+        (["--network", "bridge", "--add-host", "db", "busybox"], "write NAME:ADDRESS"),
+        (["--network", "none", "-p", "80", "busybox"], "A published port (80) needs a network, and there is none"),
+        (
+            ["--network", "none", "--add-host", "db:10.0.0.1", "busybox"],
+            "An entry of /etc/hosts (db:10.0.0.1) needs a network",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_said_before_a_vm_is_started(
@@ -89,6 +98,6 @@ def test_what_cannot_be_run_is_said_before_a_vm_is_started(
     assert text.count("\n") == 1
 
 
-def test_help_says_that_there_is_no_network(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_tells_about_networks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
-    assert "--network none is the only value" in " ".join(capsys.readouterr().out.split())
+    assert "Networks: bridge, the default, is hako's own" in " ".join(capsys.readouterr().out.split())

@@ -143,7 +143,7 @@ def test_the_plan(tmp_path: pathlib.Path) -> None:
     assert made.boot == (*required, "fuse", "virtiofs")
     assert made.demand == {"erofs": ("libcrc32c", "erofs"), "tun": ("tun",)}
     assert made.builtin == ("virtio_net", "ext4")
-    assert set(made.absent) == {"virtio_balloon", "virtio_mem", "virtio_blk", "vmw_vsock_virtio_transport"}
+    assert set(made.absent) == {"virtio_balloon", "virtio_mem", "virtio_blk", "vmw_vsock_virtio_transport", "loop"}
     assert made.names() == [*made.boot, "libcrc32c", "erofs", "tun"]
 
 

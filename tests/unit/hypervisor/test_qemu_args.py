@@ -56,8 +56,8 @@ CASES = {
     "own-memory-grows": BASE._replace(vcpus=2, max_vcpus=2, devices=(MemoryDevice(1 << 30),)),
 }
 BACKENDS = {
-    "clone-private": Backends(memory=20, state=21, clone=True, nic=22),
-    "clone-shared": Backends(memory=20, state=21, clone=True, share=23, nic=22),
+    "clone-private": Backends(memory=20, state=21, clone=True, nic=(22,)),
+    "clone-shared": Backends(memory=20, state=21, clone=True, share=23, nic=(22,)),
     "virtiofs": Backends(memory=20, share=23),
 }
 

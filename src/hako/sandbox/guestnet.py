@@ -1,0 +1,179 @@
+"""The network of a sandbox's guest: the namespace that an engine has prepared, and what of it the guest has.
+
+The VM has a card from the start, whose tap is tied to nothing. connect() takes the tap to the namespace and ties it to
+the first interface; further ones get cards that are plugged in. A card whose interface has gone waits, switched off,
+for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from hako.agent_client import AgentClient
+from hako.errors import HakoError, StateError
+from hako.hypervisor.base import Hypervisor, Nic
+from hako.network.api import Network
+from hako.network.endpoint import Attachment, Endpoint
+from hako.network.tap import Tap
+from hako.network.watch import watch
+from hako.sandbox.resolver import Resolver
+
+log = logging.getLogger(__name__)
+
+#: A guest that has a card plugged in looks for it, by code that may have to be translated first.
+_TIMEOUT = 30.0
+
+
+class Card:
+    """A network card of the VM. ``device`` is how the guest knows it: the address it came with, or its place among
+    those that were there from the start. ``tap`` is what it is tied to."""
+
+    def __init__(self, device: str | int, tap: Tap) -> None:
+        self.device = device
+        self.tap = tap
+        self.interface = 0  #: index of the interface that it stands for, 0 for none
+
+
+class GuestNetwork:
+    """Owns the taps of a VM and what they are tied to. Give it ``vm`` when it runs; close it at the end."""
+
+    def __init__(self) -> None:
+        self._cards: list[Card] = []
+        self._network: Network | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._hypervisor: Hypervisor | None = None
+        self._agent: AgentClient | None = None
+        #: Give it the resolv.conf of each container.
+        self.resolver = Resolver()
+
+    def add_card(self, nic: Nic) -> tuple[int, ...]:
+        """The queues of a new tap for the card ``nic``; release() when QEMU has them. Blocks. Raises HostError."""
+        # A clone's has the address of its template's.
+        card = Card(len(self._cards), Tap.alone(nic.queues))
+        self._cards.append(card)
+        return tuple(card.tap.fds)
+
+    def release(self) -> None:
+        """QEMU has the queues of the cards: this process does not need them any more."""
+        for card in self._cards:
+            card.tap.release()
+
+    def drop_cards(self) -> None:
+        """The VM is gone."""
+        for card in self._cards:
+            card.tap.close()
+        self._cards.clear()
+
+    async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient) -> None:
+        """Give the guest the interfaces of the network namespace at ``path``, now and as they come and go.
+
+        The guest sets them up in the background; settled() waits for it. Raises HakoError; it has no network then.
+        """
+        if self._network is not None:
+            raise StateError("The virtual machine has a network already.")
+        self._hypervisor, self._agent = hypervisor, agent
+        network = await asyncio.to_thread(Network.open, path)
+        self._network = network
+        try:
+            for endpoint in await asyncio.to_thread(network.endpoints):
+                await self._attach(network, endpoint)
+            self.resolver.connect(path, agent)
+        except BaseException:
+            await self.close()
+            raise
+        if network.attachments:
+            self._telling = asyncio.create_task(self._tell(network, agent))
+        self._watching = asyncio.create_task(self._follow(network, agent))
+
+    async def settled(self) -> None:
+        """Wait until the guest has what connect() has given it, and its name servers. Raises HakoError."""
+        if self._telling is not None:
+            await asyncio.shield(self._telling)
+        await self.resolver.settled()
+
+    async def _attach(self, network: Network, endpoint: Endpoint) -> None:
+        card = next((card for card in self._cards if not card.interface), None)
+        if card is not None:
+            await asyncio.to_thread(network.attach, endpoint, card.tap)
+        else:
+            card = await self._plug(endpoint)
+            self._cards.append(card)
+            await asyncio.to_thread(network.attach, endpoint, card.tap)
+        card.interface = endpoint.index
+
+    async def _plug(self, endpoint: Endpoint) -> Card:
+        assert self._hypervisor is not None
+        first = self._hypervisor.spec.find(Nic)
+        nic = Nic(endpoint.mac, first.queues if first is not None else 1)
+        # An interface may come back while its old card serves another one.
+        nic = nic._replace(mac=_another(nic.mac, {card.device for card in self._cards}))
+        tap = await asyncio.to_thread(Tap.alone, nic.queues)
+        try:
+            await self._hypervisor.plug(nic, tap.fds)
+        except BaseException:
+            tap.close()
+            raise
+        tap.release()
+        return Card(nic.mac, tap)
+
+    async def _tell(self, network: Network, agent: AgentClient) -> None:
+        """Have the guest bring its cards to what the namespace has."""
+        devices = {card.interface: card.device for card in self._cards if card.interface}
+        wanted: list[dict[str, Any]] = [
+            attachment.endpoint.description | {"device": devices[attachment.endpoint.index]}
+            for attachment in network.attachments
+        ]
+        await agent.call("Network", {"interfaces": wanted}, _TIMEOUT)
+
+    async def _follow(self, network: Network, agent: AgentClient) -> None:
+        try:
+            with contextlib.suppress(HakoError):  # whoever connected it is told
+                await self.settled()
+            async for changes in watch(network):
+                try:
+                    for attachment in changes.vanished:
+                        await self._detach(network, attachment)
+                    for endpoint in changes.appeared:
+                        await self._attach(network, endpoint)
+                    # An engine that connects another network may resolve names from then on.
+                    self.resolver.look()
+                    await self._tell(network, agent)
+                except HakoError as error:
+                    log.error("The guest could not follow a change of its network: %s", error)
+        except HakoError as error:
+            log.error("The network of the guest is not followed any more: %s", error)
+
+    async def _detach(self, network: Network, attachment: Attachment) -> None:
+        for card in self._cards:
+            if card.interface == attachment.endpoint.index:
+                card.interface = 0
+        await asyncio.to_thread(network.detach, attachment)
+
+    async def close(self) -> None:
+        """Untie everything. The cards stay. Can be repeated."""
+        tasks = [task for task in (self._watching, self._telling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watching = self._telling = None
+        await self.resolver.close()
+        network, self._network = self._network, None
+        if network is not None:
+            with contextlib.suppress(HakoError):
+                await asyncio.to_thread(network.close)
+        for card in self._cards:
+            card.interface = 0
+
+
+def _another(mac: str, taken: set[str | int]) -> str:
+    """``mac``, or an address like it that is not among the ``taken``."""
+    number = int(mac.replace(":", ""), 16)
+    while mac in taken:
+        number = (number + 1) % (1 << 48)
+        text = f"{number:012x}"
+        mac = ":".join(text[at : at + 2] for at in range(0, 12, 2))
+    return mac
