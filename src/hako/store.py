@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 from hako.errors import HostError
+from hako.wire import jsontext
 
 #: Directories whose making is not finished are called so.
 STAGING_PREFIX = ".new-"
@@ -59,15 +57,15 @@ def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
 
 def write_json(path: str, value: object) -> None:
     """Write ``value`` as JSON, atomically."""
-    write_atomic(path, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+    write_atomic(path, jsontext.dumps(value) + b"\n")
 
 
 def read_json(path: str) -> dict[str, object] | None:
     """The JSON object in ``path``, or None when the file is missing or is not a JSON object."""
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+            value = jsontext.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -104,6 +102,8 @@ def locked(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def staging_dir(parent: str) -> Iterator[str]:
     """A fresh directory under ``parent`` that is removed at the end unless it was renamed away."""
+    import tempfile
+
     ensure_dir(parent)
     path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent)
     try:
@@ -114,6 +114,8 @@ def staging_dir(parent: str) -> Iterator[str]:
 
 def remove_tree(path: str) -> None:
     """Remove ``path`` and everything in it; a missing one is fine. Never follows symbolic links."""
+    import shutil
+
     try:
         shutil.rmtree(path)
     except (FileNotFoundError, NotADirectoryError):

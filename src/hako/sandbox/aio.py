@@ -18,6 +18,7 @@ from hako.sandbox import api, capture, client, daemon, records, requests
 from hako.sandbox.build import Build, build
 from hako.sandbox.fdio import FdReader, FdWriter
 from hako.sandbox.requests import Mount, Result
+from hako.sandbox.spec import NO_NETWORK
 from hako.wire import calls, frames
 
 __all__ = ["Container", "Mount", "Process", "Result", "Sandbox"]
@@ -196,6 +197,11 @@ class Sandbox:
         guest_image: str = "",
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
+        network: str = NO_NETWORK,
+        ports: Sequence[str] = (),
+        dns: Sequence[str] = (),
+        dns_search: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         owned: bool = True,
         retain: bool = False,
         config: Config | None = None,
@@ -205,6 +211,7 @@ class Sandbox:
         self._spec = requests.sandbox_spec(
             self.config, name=name, memory=memory, cpus=cpus, guest_image=guest_image,
             labels=labels, annotations=annotations, owned=owned, retain=retain,
+            network=network, ports=ports, dns=dns, dns_search=dns_search, hosts=hosts,
         )  # fmt: skip
         self.id = self._spec.id
         self._owner: socket.socket | None = None

@@ -24,6 +24,7 @@ from hako.errors import NotFoundError, TimedOutError
 from hako.sandbox import capture, client, records, requests
 from hako.sandbox.build import Build, build
 from hako.sandbox.requests import Mount, Result
+from hako.sandbox.spec import NO_NETWORK
 
 __all__ = ["Container", "Mount", "Process", "Result", "Sandbox"]
 
@@ -182,6 +183,10 @@ class Sandbox:
     stop(), or with the program, unless ``owned`` is False; then it stays until somebody stops it.
     ``retain`` keeps containers' layers and logs after that, until delete(). ``annotations`` change settings for this
     sandbox, as ``{"dev.hako.template": "false"}``.
+
+    ``network`` is ``none`` (the loopback alone, the quickest), ``bridge`` or the name of another of hako's networks.
+    With one the containers have an address in common, ``ports`` publishes theirs on the host (``8080:80``), ``dns``,
+    ``dns_search`` and ``hosts`` (``NAME:ADDRESS``) say how they find names; what came of it is ``state["network"]``.
     """
 
     def __init__(
@@ -194,6 +199,11 @@ class Sandbox:
         guest_image: str = "",
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
+        network: str = NO_NETWORK,
+        ports: Sequence[str] = (),
+        dns: Sequence[str] = (),
+        dns_search: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         owned: bool = True,
         retain: bool = False,
         config: Config | None = None,
@@ -205,6 +215,7 @@ class Sandbox:
         spec = requests.sandbox_spec(
             self.config, name=name, memory=memory, cpus=cpus, guest_image=guest_image,
             labels=labels, annotations=annotations, owned=owned, retain=retain,
+            network=network, ports=ports, dns=dns, dns_search=dns_search, hosts=hosts,
         )  # fmt: skip
         self.id = spec.id
         self._owner: socket.socket | None = daemon.spawn(spec, self.config)

@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
-from typing import Any
 
 from hako import paths
 from hako.errors import NotFoundError, ProtocolError, from_wire
 from hako.wire import calls, frames
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
 _READ_SIZE = 256 << 10
+#: The number of a PendingCall on its connection.
+_STREAM = 1
 
 
 class GoneError(NotFoundError):
@@ -70,7 +75,7 @@ class PendingCall:
     def __init__(self, sock: socket.socket, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> None:
         self._sock = sock
         self._decoder = frames.Decoder(calls.MAX_CALL)
-        data = frames.encode(1, frames.REQUEST, calls.encode_request(method, {**params, "fds": len(fds)}))
+        data = frames.encode(_STREAM, frames.REQUEST, calls.encode_request(method, {**params, "fds": len(fds)}))
         try:
             sent = socket.send_fds(sock, [data], fds) if fds else sock.send(data)
             if sent < len(data):
@@ -89,7 +94,8 @@ class PendingCall:
             if not received:
                 raise GoneError("The sandbox has ended.")
             for frame in self._decoder.feed(received):
-                if frame.kind == frames.RESPONSE:
+                # Answers to what else was sent over this connection are somebody else's, or nobody's.
+                if frame.kind == frames.RESPONSE and frame.stream == _STREAM:
                     return calls.decode_response(frame.data)
         except OSError as error:
             raise GoneError("The sandbox has ended.") from error

@@ -26,10 +26,12 @@ class Process:
         self._target = {"container": container_id, **({"exec": exec_id} if exec_id else {})}
         self.exec_id = exec_id
         self.io = io
+        #: The host's process that stands for this one and ends with it, as it does with that; 0 for none.
+        self.holder = 0
         self.exited: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     async def watch(self) -> dict[str, Any]:
-        """Wait for the end of the process and of its output; sets and returns ``exited``."""
+        """Wait for the end of the process and of its output; returns it. Tell ``exited`` when it is written down."""
         end: dict[str, Any]
         try:
             answer = await self._agent.call("Wait", self._target, None)
@@ -42,7 +44,6 @@ class Process:
         except HakoError as error:
             end = {"exit_status": LOST, "exited_ns": time.time_ns(), "oom": False, "error": str(error)}
         await self.io.drained()
-        self.exited.set_result(end)
         return end
 
     async def kill(self, signal: int, *, everyone: bool = False) -> None:
@@ -64,6 +65,8 @@ class Container:
         self.held = contextlib.ExitStack()
         self.processes: dict[str, Process] = {}
         self.main = False
+        #: Its cgroup on the host, for hako.cgroup.api.Cgroup.open(); empty for none.
+        self.cgroup: dict[str, Any] = {}
         self.record: dict[str, Any] = {}
 
     def process(self, exec_id: str) -> Process:

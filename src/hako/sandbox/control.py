@@ -62,6 +62,8 @@ class Connection:
     def __init__(self, sock: socket.socket, handler: Handler, on_closed: Callable[[Connection], None]) -> None:
         sock.setblocking(False)
         self._sock = sock
+        #: Process id of whoever made the connection.
+        self.peer: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         self._handler = handler
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()

@@ -9,7 +9,6 @@ up after it if it was killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,11 +21,15 @@ from hako.errors import HakoError, HostError
 from hako.sandbox import client, records
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace, of_process
+from hako.wire import jsontext
 
 if TYPE_CHECKING:
+    from hako.cgroup.joining import Joining
+    from hako.sandbox.early import Prepared
     from hako.sandbox.engine import Engine
     from hako.sandbox.warm import WarmMachine
 
+_READ_SIZE = 64 << 10
 #: What a guardian is told at an end that needs no cleaning up.
 DISMISSED = b"done\n"
 
@@ -51,6 +54,17 @@ class Ends:
     @classmethod
     def make(cls, spec: SandboxSpec) -> tuple[Ends, socket.socket]:
         """Claim the sandbox; return the process's ends and the owner's connection. Raises ExistsError."""
+        ours, theirs = socket.socketpair()
+        try:
+            return cls.claim(spec, theirs), ours
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+
+    @classmethod
+    def claim(cls, spec: SandboxSpec, owner: socket.socket) -> Ends:
+        """Claim the sandbox for whoever has the other end of ``owner``. Raises ExistsError."""
         lock = records.claim(spec)
         try:
             listener = client.listen(client.socket_path(spec.id))
@@ -58,8 +72,7 @@ class Ends:
             os.close(lock)
             records.reap(spec.id)
             raise HostError(f"Cannot make the control socket of sandbox {spec.id}: {error.strerror}.") from error
-        ours, theirs = socket.socketpair()
-        return cls(lock, listener, theirs), ours
+        return cls(lock, listener, owner)
 
     @classmethod
     def inherit(cls, numbers: list[str]) -> Ends:
@@ -80,14 +93,18 @@ class Ends:
         self.owner.close()
 
 
-def fork(spec: SandboxSpec, config: Config, trace: Trace | None = None) -> socket.socket:
+def fork(
+    spec: SandboxSpec, config: Config, trace: Trace | None = None, prepared: Prepared | None = None
+) -> socket.socket:
     """Start the sandbox process by forking; the connection returned is its owner's.
 
-    ``trace`` is what this process has done for the start so far.
+    ``trace`` is what this process has done for the start so far; ``prepared`` becomes the process if it can.
     For single-threaded programs only. Raises ExistsError when the id or name is taken.
     """
     trace = trace or Trace()
     trace.begin("fork", "command")
+    if prepared is not None and not config.pool.size:
+        return _tell(prepared, spec, config, trace)
     ends, ours = Ends.make(spec)
     if _from_pool(spec, config, ends, trace):
         return ours
@@ -105,6 +122,54 @@ def fork(spec: SandboxSpec, config: Config, trace: Trace | None = None) -> socke
     return ours
 
 
+def _tell(prepared: Prepared, spec: SandboxSpec, config: Config, trace: Trace) -> socket.socket:
+    """Have the process that waits be the sandbox's; returns the owner's connection. Raises GoneError."""
+    connection = socket.socket(fileno=prepared.take())
+    description = {"spec": spec.to_json(), "values": config.values, "origins": config.origins, "spans": trace.spans}
+    try:
+        connection.sendall(jsontext.dumps(description) + b"\n")
+    except OSError as error:
+        connection.close()
+        raise client.GoneError("The process that was to be the sandbox's is gone.") from error
+    return connection
+
+
+def serve_prepared(connection: int) -> None:
+    """Be the process at the other end of _tell(): load what it needs, wait, and be the sandbox process."""
+    import asyncio  # noqa: F401 (loaded now, as is the rest)
+
+    from hako.cgroup import joining  # noqa: F401
+    from hako.hypervisor import qemu, qmp  # noqa: F401
+    from hako.storage import virtiofs  # noqa: F401
+
+    engine_class()
+    owner = socket.socket(fileno=connection)
+    line = _first_line(owner)
+    if not line:
+        return
+    description = jsontext.loads(line)
+    spec, trace = SandboxSpec.from_json(description["spec"]), Trace()
+    trace.spans = list(description["spans"])
+    try:
+        ends = Ends.claim(spec, owner)
+    except HakoError as error:
+        _answer(owner, error)
+        return
+    _become(spec, config_from(description), ends, trace)
+
+
+def _first_line(owner: socket.socket) -> bytes:
+    """Receive up to the first line's end and no further, for calls may follow; empty when nobody tells anything."""
+    line = b""
+    while not line.endswith(b"\n"):
+        seen = owner.recv(_READ_SIZE, socket.MSG_PEEK)
+        if not seen:
+            return b""
+        at = seen.find(b"\n")
+        line += owner.recv(at + 1 if at >= 0 else len(seen))
+    return line
+
+
 def spawn(spec: SandboxSpec, config: Config) -> socket.socket:
     """Start the sandbox process as a program of its own; the connection returned is its owner's.
 
@@ -117,7 +182,7 @@ def spawn(spec: SandboxSpec, config: Config) -> socket.socket:
     if _from_pool(spec, config, ends, Trace()):
         return ours
     try:
-        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), json.dumps(description)]
+        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), jsontext.dumps(description).decode()]
         numbers = ends.numbers()
         subprocess.run(
             [*argv, *map(str, numbers)], pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True, check=True
@@ -145,7 +210,7 @@ def _from_pool(spec: SandboxSpec, config: Config, ends: Ends, trace: Trace) -> b
 def main() -> None:
     """Entry of a spawned sandbox process: description and descriptors are arguments."""
     text, *numbers = sys.argv[1:]
-    description = json.loads(text)
+    description = jsontext.loads(text.encode())
     config = config_from(description)
     trace = of_process("sandbox")
     # The starter waits for this process and must not wait for the sandbox.
@@ -183,6 +248,13 @@ def _become(spec: SandboxSpec, config: Config, ends: Ends, trace: Trace) -> NoRe
 
 def refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> None:
     """Answer the owner's first call with ``error``, and leave nothing: the sandbox could not even begin to serve."""
+    _answer(owner, error)
+    text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
+    records.finish(records.new_state(spec) | {"error": text})
+
+
+def _answer(owner: socket.socket, error: BaseException) -> None:
+    """Answer whatever the owner asks with ``error``, until it goes."""
     from hako.wire import calls, frames
 
     text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
@@ -193,7 +265,6 @@ def refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> Non
         while data := owner.recv(1 << 16):
             for frame in decoder.feed(data):
                 owner.sendall(frames.encode(frame.stream, frames.RESPONSE, calls.encode_error(failure)))
-    records.finish(records.new_state(spec) | {"error": text})
 
 
 def interpreter(code: str) -> list[str]:
@@ -252,9 +323,14 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace) -> Non
     syscalls.set_process_name(PROCESS_NAME)
     guardian = start_guardian(f"from hako.sandbox.records import reap; reap({spec.id!r})")
     namespace = private_mounts()
+    joining = None
+    if spec.cgroup:
+        from hako.cgroup.joining import Joining
+
+        joining = Joining(spec.cgroup)
     import asyncio
 
-    asyncio.run(run_engine(spec, config, ends, trace, namespace))
+    asyncio.run(run_engine(spec, config, ends, trace, namespace, joining=joining))
     os.write(guardian, DISMISSED)
 
 
@@ -272,13 +348,14 @@ async def run_engine(
     trace: Trace,
     namespace: int,
     warm: WarmMachine | None = None,
+    joining: Joining | None = None,
 ) -> None:
     """Serve until the sandbox ends, then fill the pool if that is wanted and was not done. See Engine."""
     import asyncio
 
     kind = engine_class()
     trace.mark("sandbox process")
-    engine = kind(spec, config, trace, namespace, warm)
+    engine = kind(spec, config, trace, namespace, warm, joining)
     refill = None
     if config.pool.size:
         from hako.sandbox.refill import Refill

@@ -7,20 +7,22 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hako import ids, store
 from hako.config.settings import Config
-from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError, StateError
+from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError
 from hako.oci import check as oci_check
 from hako.ociimage import api as ociimage
-from hako.sandbox import records, replies, sizes, translate
+from hako.sandbox import calls, records, sizes, translate
+from hako.sandbox import params as params_of
 from hako.sandbox.container import Container, Process
 from hako.sandbox.control import Connection, ControlServer, Fds
+from hako.sandbox.guestmounts import SHARE
 from hako.sandbox.logs import LogWriter
 from hako.sandbox.machine import Machine
+from hako.sandbox.ownnet import OwnNetwork
 from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace
@@ -28,13 +30,12 @@ from hako.sandbox.vm import Vm
 from hako.storage.tree import SharedTree
 
 if TYPE_CHECKING:
+    from hako.cgroup.joining import Joining
     from hako.sandbox.warm import WarmMachine
 
 log = logging.getLogger(__name__)
 
-_STOP_TIMEOUT = 10.0
 _DRAIN_TIMEOUT = 1.0
-_FD_NAMES = ("stdin", "stdout", "stderr")
 
 
 class Engine:
@@ -47,8 +48,12 @@ class Engine:
         trace: Trace,
         namespace: int | None = None,
         warm: WarmMachine | None = None,
+        joining: Joining | None = None,
     ) -> None:
-        """``namespace`` is the host's mount namespace, which this process has left; ``warm`` a VM from the pool."""
+        """``namespace`` is the host's mount namespace, which this process has left; ``warm`` a VM from the pool.
+
+        ``joining`` is the process's way into the cgroup that the VM is to be in.
+        """
         self.spec = spec
         self.config = config
         self.trace = trace
@@ -60,21 +65,23 @@ class Engine:
         self.containers: dict[str, Container] = {}
         if warm is not None:
             self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
-        self._machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
+        self.machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
+        self._own_network = OwnNetwork(spec, trace)
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
-        self._machine.on_lost = self._on_lost
-        self._machine.namespace = namespace
+        self.machine.on_lost = self._on_lost
+        self.machine.namespace = namespace
+        self.machine.joining = joining
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()
         #: Nobody is waiting for what the sandbox is for: it was told, or its owner is gone or has let it go.
-        self._released = asyncio.Event()
-        self._disowned = False
+        self.released = asyncio.Event()
+        self.disowned = False
         self._watchers: set[asyncio.Task[None]] = set()
         self._creating: set[str] = set()
         #: The guest may hold back what somebody will want to read when the sandbox is gone.
         self._has_to_write = spec.retain
-        self._shares: list[dict[str, Any]] = []
+        self.shares: list[dict[str, Any]] = []
 
     # --- life ---
 
@@ -86,9 +93,9 @@ class Engine:
         if self.spec.owned:
             tasks.append(asyncio.create_task(self._watch_owner(connection)))
         else:
-            self._released.set()
+            self.released.set()
         try:
-            await self._stopping.wait()
+            await self.stopping.wait()
             await self._shut_down()
         finally:
             for task in tasks:
@@ -103,12 +110,15 @@ class Engine:
 
     async def _boot(self) -> None:
         try:
-            vm = await self._machine.start()
+            self._own_network.start(self._fail)
+            vm = await self.machine.start()
             vm.agent.on_lost = self._on_lost
+            await self._own_network.connect(vm, self.machine.network)
+            self.state["network"] = self._own_network.state
             self.state["vm_pid"] = vm.hypervisor.pid or 0
             self.state["info"] = vm.info
             self.state["status"] = "running"
-            self._save()
+            self.save()
             self._ready.set_result(vm)
         except HakoError as error:
             self._fail(error)
@@ -122,20 +132,20 @@ class Engine:
             self._ready.set_exception(error)
             self._ready.exception()  # nobody may be asking
         # Those who wait for the VM learn the reason before the socket closes.
-        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+        asyncio.get_running_loop().call_later(0.05, self.stopping.set)
 
     def _on_lost(self, error: HakoError) -> None:
         """The VM or its agent is gone without having been asked to go."""
         log.error("%s", error)
         self.state["error"] = str(error)
-        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+        asyncio.get_running_loop().call_later(0.05, self.stopping.set)
 
     async def _watch_owner(self, connection: Connection) -> None:
         await connection.closed.wait()
-        self._released.set()
-        if not self._stopping.is_set() and not self._disowned:
+        self.released.set()
+        if not self.stopping.is_set() and not self.disowned:
             log.info("Whoever started the sandbox is gone")
-            self._stopping.set()
+            self.stopping.set()
 
     async def _shut_down(self) -> None:
         """End the containers and have the guest write everything out."""
@@ -143,11 +153,13 @@ class Engine:
             return
         vm = self._ready.result()
         vm.agent.on_lost = None
-        if self._has_to_write or any(container.record["status"] != "stopped" for container in self.containers.values()):
+        running = any(container.record["status"] != "stopped" for container in self.containers.values())
+        # By virtiofs what a process has written is on the host when it has ended, mapped files included.
+        if running or (self._has_to_write and vm.info["share"] != "virtiofs"):
             with contextlib.suppress(HakoError):
-                await vm.agent.call("Shutdown", {}, _STOP_TIMEOUT)
+                await vm.agent.call("Shutdown", {}, calls.STOP_TIMEOUT)
         if self._watchers:
-            await asyncio.wait(self._watchers, timeout=_STOP_TIMEOUT)
+            await asyncio.wait(self._watchers, timeout=calls.STOP_TIMEOUT)
 
     async def _give_back(self) -> None:
         if not self._ready.done():
@@ -157,9 +169,11 @@ class Engine:
             task.cancel()
         for container in self.containers.values():
             await container.close()
-        await self._machine.close()
+        if self._own_network.wanted:
+            await self.machine.network.close()  # the plugins want the interface for themselves
+        await asyncio.gather(self.machine.close(), self._own_network.close())
 
-    def _save(self) -> None:
+    def save(self) -> None:
         try:
             records.write(self.state)
         except HakoError as error:
@@ -169,30 +183,23 @@ class Engine:
 
     async def handle(self, connection: Connection, method: str, params: dict[str, Any], fds: Fds) -> dict[str, Any]:
         """Answer one call of the control socket."""
-        handler = _METHODS.get(method)
+        handler = calls.METHODS.get(method)
         if handler is None:
             raise ConfigError(f"A sandbox has no method {method[:64]}.")
         return await handler(self, params, fds, connection)
 
-    async def _vm(self) -> Vm:
-        if self._stopping.is_set():
+    async def vm(self) -> Vm:
+        if self.stopping.is_set():
             raise HypervisorError(self.state["error"] or f"Sandbox {self.spec.id} is being stopped.")
         return await asyncio.shield(self._ready)
 
-    def _container(self, params: dict[str, Any]) -> Container:
-        container = self.containers.get(_text(params, "container"))
+    def container(self, params: dict[str, Any]) -> Container:
+        container = self.containers.get(params_of.text(params, "container"))
         if container is None:
             raise NotFoundError(f"Container {params['container']} does not exist in sandbox {self.spec.id}.")
         return container
 
-    async def ready(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        await self._vm()
-        return {"info": self.state["info"], "trace": self.trace.spans}
-
-    async def get_state(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        return {"state": self.state}
-
-    async def create(self, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
+    async def create(self, params: dict[str, Any], fds: Fds) -> dict[str, Any]:
         container_id = ids.check(params.get("container"), "Container id")
         spec = params.get("spec")
         oci_check.check(spec)
@@ -212,35 +219,62 @@ class Engine:
         start = params.get("start") is True
         trace = Trace()
         with contextlib.ExitStack() as held:
-            with trace.span("root file system", "container"):
-                log_writer, guest_spec = self._prepare(container_id, spec, params, held)
-            vm = await self._vm()
-            await self._fit({container_id: _resources(spec)})
+            stdio = fds.take(params.get("stdio", []), (*params_of.FD_NAMES, params_of.MOUNTS))
+            held.callback(_close_all, stdio)
+            with trace.span("root file system", "container"), self.tree.seen_from(stdio.pop(params_of.MOUNTS, None)):
+                log_writer, guest = self._prepare(container_id, spec, params, held)
+            vm = await self.vm()
+            self._consult_resolv_conf(guest.spec)
+            await self.fit({container_id: params_of.resources(spec)})
             container = Container(vm.agent, container_id, trace)
             keep_stdin = params.get("keep_stdin") is True
             io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin, trace=trace)
-            call = {"container": container_id, "spec": guest_spec, "start": start, **_size(params)}
+            call = {"container": container_id, "spec": guest.spec, "start": start, **params_of.size(params)}
+            call |= {"prepare": guest.prepare} if guest.prepare else {}
             with trace.span("create", "container"):
-                process, pid = await container.run("Create", call, "", io, fds.take(params.get("stdio", []), _FD_NAMES))
+                given = dict(stdio)
+                stdio.clear()  # they belong to the streams from now on
+                if start:
+                    await self.machine.network.settled()
+                process, pid = await container.run("Create", call, "", io, given)
+                await self._settle(container)
             container.held = held.pop_all()
         if start:  # by the same call
             trace.moment("start", "container")
             self.on_started()
         container.main = params.get("main") is True
-        container.record = _new_record(params, spec, terminal=terminal, started=start) | {"trace": trace.spans}
+        cgroup = params.get("cgroup")
+        container.cgroup = cgroup if isinstance(cgroup, dict) else {}
+        container.record = params_of.new_record(params, spec, terminal=terminal, started=start) | {"trace": trace.spans}
         self.containers[container_id] = container
         self.state["containers"][container_id] = container.record
-        self._save()
-        self._watch(container, process)
-        return {"pid": pid, "trace": self._trace(container)}
+        self.save()
+        self.watch(container, process)
+        return {"pid": pid, "trace": self.trace_of(container)}
 
-    def _trace(self, container: Container) -> list[list[Any]]:
+    def _consult_resolv_conf(self, spec: dict[str, Any]) -> None:
+        """Have names resolved that only the network's own name servers know, if the container's file names such."""
+        for mount in spec["mounts"]:
+            below_share = str(mount.get("source", "")).removeprefix(f"{SHARE}/")
+            if os.path.normpath(mount["destination"]) == "/etc/resolv.conf" and below_share != mount["source"]:
+                self.machine.network.resolver.consult(os.path.join(self.tree.path, below_share))
+
+    async def _settle(self, container: Container) -> None:
+        """Wait until the guest has its network, which it sets up while it makes its first container."""
+        try:
+            await self.machine.network.settled()
+        except BaseException:
+            with contextlib.suppress(HakoError):
+                await container.call("Delete", {"force": True})
+            raise
+
+    def trace_of(self, container: Container) -> list[list[Any]]:
         """The phases of a container's start, those of its sandbox's among them."""
         return [*self.trace.spans, *container.trace.spans]
 
     def _prepare(
         self, container_id: str, spec: dict[str, Any], params: dict[str, Any], held: contextlib.ExitStack
-    ) -> tuple[LogWriter | None, dict[str, Any]]:
+    ) -> tuple[LogWriter | None, translate.GuestSpec]:
         """The host's side of a new container: its image, layer, mounts and log, given back by ``held``."""
         layer = self._layer(container_id)
         image = ociimage.hold(str(params.get("digest") or ""))
@@ -255,245 +289,84 @@ class Engine:
             self.tree.add_overlay(container_id, lower, layer)
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
-        mounts = [*spec.get("mounts", []), *self._shares]
+        mounts = [*spec.get("mounts", []), *self.shares]
         self._has_to_write |= not isinstance(lower, str) or any(map(translate.is_bind, mounts))
-        guest_spec = translate.to_guest({**spec, "mounts": mounts}, container_id, self.tree)
+        mounts += self._own_network.mounts(os.path.join(layer, "etc"), {**spec, "mounts": mounts})
+        joined = params.get("joined")
+        guest = translate.translate(
+            {**spec, "mounts": mounts},
+            container_id,
+            self.tree,
+            joined=joined if isinstance(joined, dict) else None,
+            strict=params.get("strict") is True,
+        )
         if params.get("log") is not True:
-            return None, guest_spec
+            return None, guest
         writer = LogWriter(os.path.join(layer, "log"), self.config.log.max_size)
         held.callback(writer.close)
-        return writer, guest_spec
+        return writer, guest
 
     def _layer(self, container_id: str) -> str:
         return os.path.join(self.data_dir, "containers", container_id)
 
     def _drop_layer(self, container_id: str) -> None:
-        if not (self._stopping.is_set() and self.spec.retain and container_id in self.containers):
+        if not (self.stopping.is_set() and self.spec.retain and container_id in self.containers):
             store.remove_tree(self._layer(container_id))
 
-    def _watch(self, container: Container, process: Process) -> None:
+    def watch(self, container: Container, process: Process) -> None:
         async def watch() -> None:
             end = await process.watch()
             if process.exec_id:
+                process.exited.set_result(end)
                 return
             container.trace.moment("exit", "container")
+            # Whoever learns of the end finds everything as it is then.
+            if end["oom"] and container.cgroup:
+                await asyncio.to_thread(_report_oom, container.cgroup)
             container.record.update(status="stopped", **end)
-            self._save()
-            if container.main:
+            self.save()
+            process.exited.set_result(end)
+            if container.main and not self.is_needed():
                 # The owner is about to ask how it ended.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_STOP_TIMEOUT):
-                        await self._released.wait()
-                self._stopping.set()
+                    async with asyncio.timeout(calls.STOP_TIMEOUT):
+                        await self.released.wait()
+                if not self.is_needed():
+                    self.stopping.set()
 
         task = asyncio.create_task(watch())
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
-    async def share(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        """Give every container made from now on a directory of the host."""
-        options = ["rbind", "ro" if params.get("readonly") is True else "rw"]
-        source, destination = _text(params, "source"), _text(params, "destination")
-        if not os.path.isdir(source) or not destination.startswith("/"):
-            raise ConfigError(f"Cannot share {source} as {destination}: name a directory and an absolute path.")
-        mount = {"type": "bind", "source": source, "destination": destination, "options": options}
-        self._shares.append(mount)
-        return {}
+    def is_needed(self) -> bool:
+        """Whether a container that keeps the sandbox alive has not ended, or is being made."""
+        alive = (container.main and container.record["status"] != "stopped" for container in self.containers.values())
+        return bool(self._creating) or any(alive)
 
-    async def start(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        container = self._container(params)
-        with container.trace.span("start", "container"):
-            await container.call("Start")
-        if container.record["status"] == "created":
-            container.record.update(status="running", started_ns=time.time_ns())
-        self._save()
-        self.on_started()
-        return {}
-
-    async def exec(self, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
-        container = self._container(params)
-        vm = await self._vm()
-        exec_id = ids.check(params.get("exec"), "Process id")
-        process_spec = oci_check.check_process(params.get("process"))
-        io = ProcessIO(vm.agent, terminal=bool(process_spec.get("terminal", False)), log=None, keep_stdin=False)
-        call = {"container": container.id, "exec": exec_id, "process": process_spec, **_size(params)}
-        process, pid = await container.run("Exec", call, exec_id, io, fds.take(params.get("stdio", []), _FD_NAMES))
-        self._watch(container, process)
-        return {"pid": pid}
-
-    async def wait(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        container = self._container(params)
-        exec_id = str(params.get("exec") or "")
-        end = await asyncio.shield(container.process(exec_id).exited)
-        if container.main and not exec_id:
-            self._released.set()
-        if exec_id and container.processes.pop(exec_id, None) is not None:
-            with contextlib.suppress(HakoError):
-                await container.call("Delete", {"exec": exec_id})
-        return {**end, "trace": self._trace(container)} if params.get("trace") is True else end
-
-    async def kill(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        process = self._container(params).process(str(params.get("exec") or ""))
-        if process.exited.done():
-            raise StateError(f"cannot kill container {params['container']} in the stopped state")
-        await process.kill(_number(params, "signal", 0, 64), everyone=params.get("all") is True)
-        return {}
-
-    async def resize(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        process = self._container(params).process(str(params.get("exec") or ""))
-        await process.resize(_number(params, "width", 0, 0xFFFF), _number(params, "height", 0, 0xFFFF))
-        return {}
-
-    async def attach(self, params: dict[str, Any], fds: Fds, connection: Connection) -> dict[str, Any]:
-        """Join the caller's descriptors to a running process until it ends or the caller goes."""
-        process = self._container(params).process(str(params.get("exec") or ""))
-        if process.exited.done():
-            raise StateError(f"Container {params['container']} is not running.")
-        attachment = process.io.attach(fds.take(params.get("stdio", []), _FD_NAMES))
-        gone: asyncio.Future[Any] = asyncio.ensure_future(connection.closed.wait())
-        try:
-            await asyncio.wait([gone, asyncio.shield(process.exited)], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            attachment.end()
-        return process.exited.result() if process.exited.done() else {}
-
-    async def pause(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        return await self._freeze(params, "Pause", "paused")
-
-    async def resume(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        return await self._freeze(params, "Resume", "running")
-
-    async def _freeze(self, params: dict[str, Any], method: str, status: str) -> dict[str, Any]:
-        container = self._container(params)
-        await container.call(method)
-        container.record["status"] = status
-        self._save()
-        return {}
-
-    async def update(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        resources = params.get("resources")
-        if not isinstance(resources, dict):
-            raise ConfigError("$.resources: not an object.")
-        container = self._container(params)
-        changed = {container.id: {**container.record["resources"], **resources}}
-        # First more room, then the limits that use it; the other way round when there is to be less.
-        await self._fit({**changed}, shrink=False)
-        await container.call("Update", {"resources": resources})
-        container.record["resources"] = changed[container.id]
-        await self._fit({})
-        self._save()
-        return {}
-
-    async def _fit(self, changed: dict[str, Any], *, shrink: bool = True) -> None:
+    async def fit(self, changed: dict[str, Any], *, shrink: bool = True) -> None:
         """Make the VM as large as its containers need, with the resources of some of them ``changed``."""
         limits = {name: container.record["resources"] for name, container in self.containers.items()} | changed
         size, vcpus = sizes.memory(self.spec, limits.values()), sizes.vcpus(self.spec, limits.values())
         if not shrink:
             info = self.state["info"]
             size, vcpus = max(size, info["memory"]), max(vcpus, info["vcpus"])
-        await self._machine.fit(size, vcpus)
-
-    async def stats(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        return replies.stats(await self._container(params).call("Stats"))
-
-    async def ps(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        return replies.processes(await self._container(params).call("Ps"))
-
-    async def delete(self, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        container = self._container(params)
-        await container.call("Delete", {"force": params.get("force") is True})
-        await asyncio.wait([asyncio.shield(container.process("").exited)], timeout=_STOP_TIMEOUT)
-        del self.containers[container.id]
-        self.state["containers"].pop(container.id, None)
-        self._save()
-        # The guest may take seconds to give memory up, and nobody has to wait for that.
-        self._machine.in_background(self._shrink())
-        await container.close()
-        return {}
-
-    async def _shrink(self) -> None:
-        with contextlib.suppress(HakoError):
-            await self._fit({})
-            self._save()
-
-    async def disown(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        """From now on the sandbox outlives whoever started it."""
-        self._disowned = True
-        self._released.set()
-        return {}
+        await self.machine.fit(size, vcpus)
 
     def stop_soon(self) -> None:
         """End the sandbox; for signal handlers."""
-        self._stopping.set()
-
-    async def stop(self, _params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-        self._stopping.set()
-        return {}
+        self.stopping.set()
 
 
-def _text(params: dict[str, Any], key: str) -> str:
-    value = params.get(key)
-    if isinstance(value, str):
-        return value
-    raise ConfigError(f"$.{key}: not a text.")
+def _close_all(fds: dict[str, int]) -> None:
+    while fds:
+        os.close(fds.popitem()[1])
 
 
-def _number(params: dict[str, Any], key: str, low: int, high: int) -> int:
-    value = params.get(key)
-    if type(value) is int and low <= value <= high:
-        return value
-    raise ConfigError(f"$.{key}: not a number from {low} to {high}.")
+def _report_oom(cgroup: dict[str, Any]) -> None:
+    """Have the host's kernel report what the guest's has found, for engines that watch the host's cgroup."""
+    from hako.cgroup.api import Cgroup
 
-
-def _size(params: dict[str, Any]) -> dict[str, int]:
-    """Terminal size, when the caller gave one."""
-    return {key: _number(params, key, 0, 0xFFFF) for key in ("width", "height")} if "width" in params else {}
-
-
-def _resources(spec: dict[str, Any]) -> dict[str, Any]:
-    """The resources that size the VM, out of a checked config.json."""
-    found = spec.get("linux", {}).get("resources") or {}
-    return {name: found[name] for name in ("memory", "cpu") if isinstance(found.get(name), dict)}
-
-
-def _new_record(params: dict[str, Any], spec: dict[str, Any], *, terminal: bool, started: bool) -> dict[str, Any]:
-    now = time.time_ns()
-    return {
-        "status": "running" if started else "created",
-        "created_ns": now,
-        "started_ns": now if started else 0,
-        "image": str(params.get("image") or ""),
-        "command": [str(arg) for arg in spec["process"].get("args", [])],
-        "process": {key: value for key, value in spec["process"].items() if key != "args"},
-        "resources": _resources(spec),
-        "mounts": spec.get("mounts", []),
-        "terminal": terminal,
-        "lower": str(params.get("lower") or spec["root"]["path"]),
-        "exit_status": 0,
-        "exited_ns": 0,
-        "oom": False,
-        "error": "",
-    }
-
-
-_METHODS = {
-    "Ready": Engine.ready,
-    "State": Engine.get_state,
-    "Create": Engine.create,
-    "Share": Engine.share,
-    "Start": Engine.start,
-    "Exec": Engine.exec,
-    "Wait": Engine.wait,
-    "Kill": Engine.kill,
-    "Resize": Engine.resize,
-    "Attach": Engine.attach,
-    "Pause": Engine.pause,
-    "Resume": Engine.resume,
-    "Update": Engine.update,
-    "Stats": Engine.stats,
-    "Ps": Engine.ps,
-    "Delete": Engine.delete,
-    "Disown": Engine.disown,
-    "Stop": Engine.stop,
-}
+    try:
+        Cgroup.open(cgroup).report_oom()
+    except HakoError as error:
+        log.warning("That memory ran out in the guest could not be reported to the host: %s", error)

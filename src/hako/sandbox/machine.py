@@ -13,11 +13,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from hako.agent_client import field
+from hako.cgroup.joining import Joining
 from hako.config.settings import Config
 from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, StateError, TimedOutError
 from hako.hypervisor.base import MEMORY_STEP, Backends, CloneError, Hypervisor, MemoryDevice, Nic, ShareVirtiofs, VmSpec
-from hako.linux import tun
+from hako.network.tap import Tap
 from hako.sandbox import requests, vm
+from hako.sandbox.guestnet import GuestNetwork
 from hako.sandbox.slots import slot
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace
@@ -53,6 +55,9 @@ class Machine:
         self._hypervisor: Hypervisor | None = None
         self._vm: vm.Vm | None = None
         self._background: set[asyncio.Task[Any]] = set()
+        self.network = GuestNetwork()
+        #: The process is on its way into the VM's cgroup.
+        self.joining: Joining | None = None
         self._sizing = asyncio.Lock()
         self._extra = 0
         self._started = False
@@ -62,7 +67,7 @@ class Machine:
         nic = await asyncio.to_thread(_probe_nic)
         share = shares.make(self.config.share)
         self._share = share
-        helper = asyncio.create_task(share.start(self._path))
+        helper = asyncio.create_task(self._start_share(share))
         with contextlib.ExitStack() as closing:
             try:
                 with self.trace.span("VM description"):
@@ -72,7 +77,11 @@ class Machine:
                 if self.config.template.enabled:
                     with self.trace.span("template"):
                         held = await templates.obtain(
-                            plan.recipe, self.config.template, _nic_source(nic), self.namespace, self.in_background
+                            plan.recipe,
+                            self.config.template,
+                            self._outside(_nic_source(nic)),
+                            self.namespace,
+                            self.in_background,
                         )
                 if held is not None:
                     closing.callback(held.close)
@@ -83,6 +92,24 @@ class Machine:
                 raise
             async with slot(self.config.sandbox.start_timeout):
                 return await self._clone_or_boot(plan, share, socket, held)
+
+    async def _start_share(self, share: ShareDriver) -> int | None:
+        if self.joining is not None:
+            await asyncio.to_thread(self.joining.wait)
+        return await share.start(self._path)
+
+    def _outside(self, source: templates.NicSource) -> templates.NicSource:
+        """``source``, from which templates are made, for a process that is in a container's cgroup."""
+        joining = self.joining
+        if joining is None:
+            return source
+
+        @contextlib.contextmanager
+        def surroundings() -> Iterator[tuple[int, ...]]:
+            with joining.outside(), source() as queues:
+                yield queues
+
+        return surroundings
 
     async def _clone_or_boot(self, plan: vm.Plan, share: ShareDriver, socket: int | None, held: Held | None) -> vm.Vm:
         if held is not None:
@@ -150,10 +177,11 @@ class Machine:
         ours: contextlib.AsyncExitStack,
     ) -> tuple[Backends, asyncio.Future[None] | None]:
         """What stands behind the devices, closed by ``ours``; and when a clone's own memory is complete."""
-        nic = None
-        if spec.find(Nic) is not None:
-            nic = await asyncio.to_thread(_open_nic)
-            ours.callback(os.close, nic)
+        nic: tuple[int, ...] = ()
+        card = spec.find(Nic)
+        if card is not None:
+            nic = await asyncio.to_thread(self.network.add_card, card)
+            ours.callback(self.network.release)
         if held is not None and spec.sharing == "private":
             return Backends(held.memory, held.state, clone=True, share=socket, nic=nic), None
         memory_fd = None
@@ -180,7 +208,6 @@ class Machine:
             timeout = min(timeout, vm.CLONE_TIMEOUT)
         with self.trace.span("agent ready", "VM"):
             agent, hello = await vm.greet(hypervisor, self.spec.id, timeout)
-        nic = plan.spec.find(Nic)
         info = {
             "accelerator": plan.spec.accelerator,
             "image": plan.image,
@@ -190,7 +217,7 @@ class Machine:
         }
         self._vm = vm.Vm(hypervisor, agent, info)
         with self.trace.span("configure", "VM"):
-            await vm.configure(agent, self.spec, nic.mac if nic is not None else "")
+            await vm.configure(agent, self.spec, vm.own_mac(self.spec, hypervisor.spec))
         with self.trace.span("share", "VM"):
             await agent.call("MountShare", share.mount_request().params())
         if cloned:
@@ -259,8 +286,14 @@ class Machine:
             self._vm.agent.close()
         self._vm = None
         self._started = False
-        if self._hypervisor is not None:
-            await self._hypervisor.kill()
+        # Both take the kernel a while.
+        untying = asyncio.ensure_future(self.network.close())
+        try:
+            if self._hypervisor is not None:
+                await self._hypervisor.kill()
+        finally:
+            await untying
+        self.network.drop_cards()
         if self._share is not None:
             await self._share.close()
 
@@ -292,15 +325,6 @@ async def make_template(config: Config, *, anew: bool = False) -> Template:
         raise TimedOutError("Another process has been making templates for too long; try again.") from None
 
 
-def _open_nic() -> int:
-    """A tap device that is connected to nothing. Raises OSError."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    # In a thread that ends with it, for it leaves its thread in another network namespace.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(tun.open_lonely_tap).result()
-
-
 def _probe_nic() -> bool:
     """Whether tap devices can be had."""
     try:
@@ -313,14 +337,14 @@ def _probe_nic() -> bool:
 
 def _nic_source(wanted: bool) -> templates.NicSource:
     @contextlib.contextmanager
-    def open_nic() -> Iterator[int | None]:
+    def open_nic() -> Iterator[tuple[int, ...]]:
         if not wanted:
-            yield None
+            yield ()
             return
-        fd = _open_nic()
+        tap = Tap.alone(vm.network_queues())
         try:
-            yield fd
+            yield tuple(tap.fds)
         finally:
-            os.close(fd)
+            tap.close()
 
     return open_nic

@@ -27,7 +27,8 @@ from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError
 from hako.sandbox import records
-from hako.sandbox.spec import STATE_VERSION, SandboxSpec
+from hako.sandbox.records import STATE_VERSION
+from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.version import __version__
 

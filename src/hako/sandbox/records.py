@@ -11,11 +11,19 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any
 
-from hako import ids, paths, store
-from hako.errors import ConfigError, ExistsError, HostError, NotFoundError
-from hako.sandbox.spec import STATE_VERSION, SandboxSpec
+from hako import ids, log, paths, store
+from hako.errors import ConfigError, ExistsError, HakoError, HostError, NotFoundError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hako.sandbox.spec import SandboxSpec
+
+#: Version of state.json and record.json; a file of another version is not touched.
+STATE_VERSION = 1
+_log = log.get("records")
 
 DIED = 137
 #: In a live sandbox's directory what it has from the pool (pool.py), if it came from there.
@@ -131,6 +139,8 @@ def _valid(state: dict[str, Any] | None) -> bool:
         return False
     if state.get("tree", "shared") not in ("shared", f"{WARM}/shared"):
         return False
+    from hako.sandbox.spec import SandboxSpec
+
     try:
         SandboxSpec.from_json(state["spec"])
     except ConfigError:
@@ -183,6 +193,11 @@ def read(sandbox_id: str) -> dict[str, Any]:
         if _is_foreign(state):
             raise NotFoundError(f"Sandbox {sandbox_id} belongs to another version of hako; use that one.")
     raise NotFoundError(f"There is no sandbox {sandbox_id}; `hako ps -a` lists those there are.")
+
+
+def live_state(sandbox_id: str) -> dict[str, Any] | None:
+    """What the process of a sandbox has written, unchecked; None when there is no process. Quicker than read()."""
+    return store.read_json(_state_file(sandbox_id)) if is_alive(sandbox_id) else None
 
 
 def list_states() -> list[dict[str, Any]]:
@@ -252,12 +267,15 @@ def reap(sandbox_id: str) -> bool:
         if _is_foreign(state) or not _is_at(lock, _lock_file(sandbox_id)):
             return False
         if not _valid(state):
+            _disconnect(sandbox_id)
             if not _valid(store.read_json(_record_file(sandbox_id))):
                 store.remove_tree(data_dir(sandbox_id))
             _remove_run_dir(sandbox_id)
             return True
         assert state is not None
         _kill_leftover(state)
+        if _has_network(state):
+            _disconnect(sandbox_id)
         state["error"] = state["error"] or "the sandbox process was killed"
         for container in state["containers"].values():
             if container["status"] != "stopped":
@@ -266,6 +284,12 @@ def reap(sandbox_id: str) -> bool:
         return True
     finally:
         os.close(lock)
+
+
+def _has_network(state: dict[str, Any]) -> bool:
+    from hako.sandbox.spec import GIVEN_NETWORK, NO_NETWORK, SandboxSpec
+
+    return SandboxSpec.from_json(state["spec"]).network not in (NO_NETWORK, GIVEN_NETWORK)
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -290,6 +314,16 @@ def _kill_leftover(state: dict[str, Any]) -> None:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)
+
+
+def _disconnect(sandbox_id: str) -> None:
+    """Have the plugins take back the network that the sandbox may have; see ownnet.py."""
+    from hako.network import cni
+
+    try:
+        cni.delete(sandbox_id, force=True)
+    except HakoError as error:
+        _log.warning("A network could not be given back.", sandbox=sandbox_id, reason=str(error))
 
 
 def remove(state: dict[str, Any]) -> None:

@@ -112,9 +112,10 @@ def _spawn(namespace: int | None) -> str:
 def _launch(warm_id: str, lock: int, namespace: int | None) -> None:
     import fcntl
 
+    from hako.cgroup import home
     from hako.sandbox.daemon import interpreter
 
-    argv = [*interpreter("from hako.sandbox.warm import main; main()"), warm_id]
+    argv = [*interpreter("from hako.sandbox.warm import main; main()"), warm_id, *home.directories()]
     if namespace is not None:
         argv = ["/usr/bin/nsenter", f"--mount=/proc/self/fd/{_NAMESPACE_FD}", "--", *argv]
     # Copies out of the way of the numbers that they are to become.

@@ -13,11 +13,17 @@ from hako import ids, units
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import ConfigError, ProtocolError
-from hako.oci import spec as oci_spec
-from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.spec import NO_NETWORK, SandboxSpec
 
 #: What the guest needs beside its containers: kernel, agent, page cache for the share.
 OVERHEAD = 128 << 20
+
+_NEEDS_NETWORK = {
+    "ports": "A published port",
+    "dns": "A name server",
+    "dns_search": "A search domain",
+    "hosts": "An entry of /etc/hosts",
+}
 
 
 class Result(NamedTuple):
@@ -52,11 +58,17 @@ def sandbox_spec(
     retain: bool = False,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
+    network: str = NO_NETWORK,
+    ports: Sequence[str] = (),
+    dns: Sequence[str] = (),
+    dns_search: Sequence[str] = (),
+    hosts: Sequence[str] = (),
 ) -> SandboxSpec:
     """A sandbox with the configured defaults for what is not given. ``memory`` is the containers', in bytes.
 
-    ``annotations`` change settings for this sandbox alone. Raises ConfigError.
+    ``annotations`` change settings for this sandbox alone; from ``network`` on as in SandboxSpec. Raises ConfigError.
     """
+    _check_network(network, {"ports": ports, "dns": dns, "dns_search": dns_search, "hosts": hosts})
     config = apply_annotations(config, annotations or {})
     if name:
         ids.check(name, "Name")
@@ -76,7 +88,48 @@ def sandbox_spec(
         retain=retain,
         labels=dict(labels or {}),
         annotations=dict(annotations or {}),
+        network=network,
+        ports=list(ports),
+        dns=list(dns),
+        dns_search=list(dns_search),
+        hosts=list(hosts),
     )
+
+
+def _check_network(network: str, asked: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what no network can have; whether there is one of that name is seen later. Raises ConfigError."""
+    for what, texts in asked.items():
+        if isinstance(texts, str):
+            raise ConfigError(f"{what} is the text {texts!r}: give a list of texts.")
+        if texts and network == NO_NETWORK:
+            raise ConfigError(
+                f"{_NEEDS_NETWORK[what]} ({texts[0]}) needs a network, and there is none: name one, such as bridge."
+            )
+    if asked["ports"]:
+        from hako.network import ports
+
+        for text in asked["ports"]:
+            ports.parse(text)
+    for text in asked["dns"]:
+        if not _is_address(text):
+            raise ConfigError(f"The name server {text!r} is not an IP address.")
+    for text in asked["dns_search"]:
+        if not text or not text.isprintable() or " " in text:
+            raise ConfigError(f"The search domain {text!r} is not a domain.")
+    for text in asked["hosts"]:
+        name, _, address = text.partition(":")
+        if not name or not name.isprintable() or " " in name or not _is_address(address):
+            raise ConfigError(f"The host {text!r} is not valid: write NAME:ADDRESS, for example db:10.0.0.5.")
+
+
+def _is_address(text: str) -> bool:
+    import socket
+
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def create(
@@ -143,6 +196,8 @@ def exec_process(
     base = record.get("process")
     if not isinstance(base, dict):
         raise ProtocolError("The container's state has no process.")
+    from hako.oci import spec as oci_spec
+
     return oci_spec.exec_process(base, list(args), env=list(env), cwd=cwd, user=user, terminal=terminal, rootfs=rootfs)
 
 

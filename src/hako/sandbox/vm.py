@@ -26,7 +26,7 @@ from hako.hypervisor.base import (
     VmExit,
     VmSpec,
 )
-from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.spec import NO_NETWORK, SandboxSpec
 from hako.storage.base import ShareDriver
 from hako.template import identity
 from hako.template.build import Recipe
@@ -63,11 +63,15 @@ _FIRST_MEMORY = {"shared": 512 << 20, "private": 256 << 20}
 #: More vCPUs than the host has processors gain nothing, and each that may come takes memory in every guest.
 _MOST_VCPUS = 16
 
+#: Each pair takes memory in every guest, and is of use to a VM with as many processors only.
+_MOST_QUEUES = 4
+
 _ENTROPY_BYTES = 64
 #: A clone's agent answers within a tenth of a second. One that does not is given up, and a VM booted.
 CLONE_TIMEOUT = 15.0
 #: The guest's clock is set again when it may be wrong by more than this, in nanoseconds.
 _CLOCK_TOLERANCE = 10_000_000
+_CLOCK_TRIES = 5
 
 
 class Vm(NamedTuple):
@@ -107,7 +111,7 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
     most = min(max(_MOST_VCPUS, spec.vcpus), max(os.cpu_count() or 1, spec.vcpus), MAX_VCPUS)
     first = share.device(path)
     devices: list[Device] = [AgentChannel(), Rng(), Balloon(), MemoryDevice(_most_memory())]
-    devices += [Nic(mac_address(spec.id))] if nic else []
+    devices += [Nic(mac_address(spec.id), network_queues())] if nic else []
     devices += [] if first is None else [first]
     vm_spec = VmSpec(
         id=spec.id,
@@ -140,6 +144,17 @@ def too_large(size: int, limit: int) -> ConfigError:
 def mac_address(sandbox_id: str) -> str:
     """The MAC address of a sandbox's first NIC: locally administered, the same for the same sandbox, no two alike."""
     return ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(sandbox_id.encode()).digest()[:5])])
+
+
+def own_mac(spec: SandboxSpec, vm_spec: VmSpec) -> str:
+    """The address to give a clone's NIC, empty when its network will do that."""
+    nic = vm_spec.find(Nic)
+    return mac_address(spec.id) if nic is not None and spec.network == NO_NETWORK else ""
+
+
+def network_queues() -> int:
+    """How many pairs of queues a VM's network card has: one for each processor that it could make use of."""
+    return min(os.cpu_count() or 1, _MOST_QUEUES)
 
 
 def _most_memory() -> int:
@@ -185,11 +200,13 @@ async def configure(agent: AgentClient, spec: SandboxSpec, mac: str) -> None:
             "time_ns": sent,
         },
     )
-    # The guest has set its clock somewhen between the two; it is right if its time and ours agree now.
-    error = time.time_ns() - field(answer, "time_ns", int)
-    if not 0 <= error < _CLOCK_TOLERANCE:
-        # By now the agent's code has been translated, and the call takes a millisecond.
-        await agent.call("Configure", {"time_ns": time.time_ns()})
+    for _ in range(_CLOCK_TRIES):
+        # The guest has set its clock somewhen between the two; it is right if its time and ours agree now.
+        error = time.time_ns() - field(answer, "time_ns", int)
+        if 0 <= error < _CLOCK_TOLERANCE:
+            break
+        # By now the agent's code has been translated, and the call takes a millisecond, unless the host is busy.
+        answer = await agent.call("Configure", {"time_ns": time.time_ns()})
 
 
 def _on_death(agent: AgentClient, sandbox_id: str, future: asyncio.Future[VmExit]) -> None:

@@ -19,10 +19,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hako import ids, log, store
+from hako.cgroup import home
 from hako.config.load import apply_annotations, load
 from hako.config.settings import Config
-from hako.errors import AgentError, HakoError, HostError, HypervisorError, ProtocolError, TimedOutError
-from hako.hypervisor.base import Nic
+from hako.errors import (
+    AgentError,
+    HakoError,
+    HostError,
+    HypervisorError,
+    NotFoundError,
+    ProtocolError,
+    TimedOutError,
+)
 from hako.linux import syscalls
 from hako.sandbox import daemon, pool, records, refill, requests, vm
 from hako.sandbox.machine import Machine, template_key
@@ -82,6 +90,7 @@ class WarmMachine(Machine):
         """Get the VM; if it is there already, give it its identity and size. Raises HakoError."""
         found = self._vm
         if found is not None:
+            self._take_along(found)
             try:
                 return await self._introduce_anew(found)
             except (HypervisorError, TimedOutError, AgentError, ProtocolError) as error:
@@ -91,10 +100,27 @@ class WarmMachine(Machine):
                 self._extra = 0
         return await super().start()
 
+    def _take_along(self, found: vm.Vm) -> None:
+        """Move what the VM has already into the sandbox's cgroup: this process, QEMU, the file server."""
+        if not self.spec.cgroup:
+            return
+        from hako.cgroup.api import Cgroup
+
+        home.remember()
+        group = Cgroup.open(self.spec.cgroup)
+        server = self._share.pid if self._share is not None else None
+        pids = [os.getpid(), *filter(None, (found.hypervisor.pid, server))]
+        if server is not None:
+            with contextlib.suppress(OSError), open(f"/proc/{server}/task/{server}/children", "rb") as file:
+                pids += map(int, file.read().split())
+        for pid in pids:
+            with contextlib.suppress(NotFoundError):  # it has ended, which is told elsewhere
+                group.add(pid)
+
     async def _introduce_anew(self, found: vm.Vm) -> vm.Vm:
         spec, hypervisor = self.spec, found.hypervisor
         hypervisor.spec = hypervisor.spec._replace(id=spec.id)
-        mac = vm.mac_address(spec.id) if hypervisor.spec.find(Nic) is not None else ""
+        mac = vm.own_mac(spec, hypervisor.spec)
         with self.trace.span("configure"):
             try:
                 async with asyncio.timeout(_IDENTITY_SECONDS):
@@ -107,8 +133,9 @@ class WarmMachine(Machine):
 
 
 def main() -> None:
-    """Entry of a warm process: its id is the argument, its lock has the number refill.LOCK_FD."""
-    (warm_id,) = sys.argv[1:]
+    """Entry of a warm process: arguments are its id and its cgroup's directories, its lock is refill.LOCK_FD."""
+    warm_id, *cgroup = sys.argv[1:]
+    home.enter(cgroup)
     # Whoever starts it waits for this process, and must not wait for the warm one.
     if os.fork():
         os._exit(0)

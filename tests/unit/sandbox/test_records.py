@@ -18,7 +18,8 @@ import pytest
 from hako import store
 from hako.errors import ConfigError, ExistsError, HostError, NotFoundError
 from hako.sandbox import records
-from hako.sandbox.spec import STATE_VERSION, SandboxSpec
+from hako.sandbox.records import STATE_VERSION
+from hako.sandbox.spec import SandboxSpec
 from support.agentside import open_fds
 
 
@@ -68,6 +69,16 @@ def in_children(count: int, body: Callable[[int], None]) -> list[int]:
                 os._exit(status)
         pids.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def test_a_network_that_cannot_be_taken_back_keeps_nobody_from_cleaning_up(tmp_path: Path) -> None:
+    os.close(records.claim(spec()._replace(network="bridge")))
+    notes = tmp_path / "data" / "cni" / "attachments"
+    notes.mkdir(parents=True)
+    (notes / "s1.json").write_text('{"version": 99}')
+    assert records.reap("s1")
+    assert exists("s1") == (False, False)
+    assert (notes / "s1.json").exists(), "the version that wrote it may know what to do"
 
 
 def test_a_claimed_sandbox_is_alive_and_complete() -> None:
@@ -361,6 +372,8 @@ def test_strange_names_are_no_sandboxes() -> None:
 @pytest.mark.parametrize(("tag", "killed"), [("guest=s1", True), ("guest=other", False)])
 def test_a_vm_that_outlived_its_sandbox_is_killed_if_it_is_really_that(tag: str, killed: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", tag], stdin=subprocess.PIPE)
+    while tag.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        assert process.poll() is None
     try:
         lock = records.claim(spec())
         state = records.read("s1")
