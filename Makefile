@@ -33,7 +33,7 @@ test: dev
 
 # Hundreds of virtual machines, one after the other and many at once.
 soak: dev
-	$(PYTEST) -p no:xdist -m soak --timeout 1800 tests/system $(ARGS)
+	$(PYTEST) -p no:xdist -m soak --timeout 1800 tests/system tests/e2e/engines $(ARGS)
 
 lint: dev
 	$(PYTEST) tests/repo $(ARGS)

@@ -30,7 +30,7 @@ stop_containers() {
 processes_of() {
     local dir
     for dir in /proc/[0-9]*; do
-        if [ "${dir#/proc/}" != $$ ] && tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -qF "$1"; then
+        if [ "${dir#/proc/}" != $$ ] && tr '\0' ' ' 2>/dev/null <"$dir/cmdline" | grep -qF "$1"; then
             say "${dir#/proc/}"
         fi
     done
@@ -53,8 +53,15 @@ remove_user() {
     fi
 }
 
+# The bridge of containers' networks outlives them. One with ports is somebody's.
+remove_bridge() {
+    [ -z "$(ls -A /sys/class/net/hako0/brif 2>/dev/null)" ] || return 0
+    ip link delete hako0 2>/dev/null || true
+}
+
 need_root "Removing hako"
 stop_containers
+remove_bridge
 remove_dir "$STATE_ROOT"
 remove_dir "$DATA_ROOT"
 remove_user

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import pytest
 
 from hako.template import keeper
-from support import leaks
+from support import leaks, settings
 
 if TYPE_CHECKING:
     from hako.guestimage.api import GuestImage
@@ -86,6 +86,7 @@ def roots() -> Iterator[Roots]:
         os.makedirs(directory)
     with open(made.config, "wb"):
         pass
+    settings.without_network(os.path.dirname(made.config))
     # What takes long to make is kept from run to run and shared by the workers; everything else is each one's own.
     for name in ("guest-images", "cache"):
         shared = os.path.join(os.environ.get("HAKO_TEST_DATA") or os.path.join(CLONE, ".cache", "data"), name)
@@ -116,7 +117,7 @@ def hako_cmd(roots: Roots) -> list[str]:
     """The start of a command line that runs this clone's ``hako`` in the way that the installed one runs."""
     command = os.path.join(roots.base, "bin", "hako")
     if not os.path.exists(command):
-        os.makedirs(os.path.dirname(command))
+        os.makedirs(os.path.dirname(command), exist_ok=True)
         python = os.path.realpath(sys.executable)  # past the virtual environment's link
         directories = [os.path.join(CLONE, "src"), _site_packages()]
         launcher = os.path.join(CLONE, "scripts", "launcher.py")

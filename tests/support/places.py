@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from conftest import Roots
 from hako.template import files
+from support import settings
 
 
 class Place(NamedTuple):
@@ -52,6 +53,7 @@ def make_place(roots: Roots, hako_cmd: list[str], name: str) -> Place:
         os.symlink(os.path.join(roots.data, shared), os.path.join(base, "data", shared))
     config = os.path.join(base, "etc", "config.toml")
     Path(config).touch()
+    settings.without_network(os.path.dirname(config))
     env = {**os.environ, "HAKO_CONFIG": config}
     env |= {"TMPDIR": os.path.join(base, "tmp")}
     env |= {"HAKO_STATE_ROOT": os.path.join(base, "run"), "HAKO_DATA_ROOT": os.path.join(base, "data")}
