@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import commands, interrupts, machine
+from bench import commands, engines, interrupts, machine
 from bench.context import FULL, QUICK, Context, Plan
 from bench.model import BASE, BenchError, PieceResult, Results
 from bench.noise import Noise
@@ -20,6 +20,7 @@ from bench.report.save import save
 from bench.targets import TARGETS
 from bench.targets.base import Target
 from bench.targets.hako import Hako
+from bench.targets.runc import HakoRuntime
 
 _TERMINATED = 128
 
@@ -103,7 +104,9 @@ def plan(asked: argparse.Namespace) -> Plan:
     """How much to measure."""
     chosen = QUICK if asked.quick else FULL
     if asked.runs:
-        chosen = chosen._replace(runs=asked.runs, calls=2 * asked.runs, io_runs=min(asked.runs, chosen.io_runs))
+        chosen = chosen._replace(
+            runs=asked.runs, engine_runs=asked.runs, calls=2 * asked.runs, io_runs=min(asked.runs, chosen.io_runs)
+        )
     if asked.pods:
         chosen = chosen._replace(pods=asked.pods)
     if asked.starts:
@@ -147,6 +150,8 @@ def measure(pieces: Sequence[Piece], plan: Plan, names: Sequence[str], command: 
 def _targets(hako: Hako, names: Sequence[str], stack: contextlib.ExitStack) -> list[Target]:
     """The runtimes that can be used here, ready. hako itself is always prepared: others take their image from it."""
     hako.sweep()
+    engines.sweep()
+    HakoRuntime(hako).sweep()
     hako.prepare()
     found: list[Target] = []
     for name in names:

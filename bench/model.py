@@ -10,6 +10,8 @@ from bench import stats
 FORMAT = 1
 #: What the others are compared with.
 BASE = "runc"
+#: What has budgets.
+OURS = "hako"
 
 
 class BenchError(Exception):
@@ -17,13 +19,21 @@ class BenchError(Exception):
 
 
 class Row:
-    """One figure: its values for each runtime that took part, in the order they were measured."""
+    """One figure: its values for each runtime that took part, in the order they were measured.
 
-    def __init__(self, id: str, title: str, unit: str, *, better: str = "lower") -> None:
+    ``times`` and ``most`` are the budget of hako, if it has one: how many times runc's cost, and how much of the unit.
+    """
+
+    def __init__(
+        self, id: str, title: str, unit: str, *, better: str = "lower", times: float | None = None,
+        most: float | None = None,
+    ) -> None:  # fmt: skip
         self.id = id
         self.title = title
         self.unit = unit
         self.better = better  #: lower or higher
+        self.times = times
+        self.most = most
         self.series: dict[str, list[float]] = {}
         self.notes: list[str] = []
 
@@ -38,6 +48,16 @@ class Row:
         ours, theirs = self.series.get(name, []), self.series[BASE]
         return stats.ratio(ours, theirs) if self.better == "lower" else stats.ratio(theirs, ours)
 
+    def budgets(self) -> list[str]:
+        """Whether hako's median is within its budgets: a sentence for each that can be judged."""
+        found, ratio = [], self.ratio(OURS)
+        if self.times is not None and ratio is not None:
+            found.append(_judged(f"at most {self.times:g} times {BASE}'s", ratio.value <= self.times))
+        if self.most is not None and OURS in self.series:
+            within = stats.summarize(self.series[OURS]).median <= self.most
+            found.append(_judged(f"at most {self.most:g} {self.unit}", within))
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The row for results.json."""
         series: dict[str, Any] = {}
@@ -48,8 +68,12 @@ class Row:
                 series[name]["ratio"] = found._asdict()
         return {
             "id": self.id, "title": self.title, "unit": self.unit, "better": self.better,
-            "series": series, "notes": self.notes,
+            "series": series, "budgets": self.budgets(), "notes": self.notes,
         }  # fmt: skip
+
+
+def _judged(budget: str, within: bool) -> str:
+    return f"The budget of {OURS}, {budget}, is {'kept' if within else 'MISSED'}."
 
 
 class Phase(NamedTuple):
@@ -72,9 +96,12 @@ class PieceResult:
         self.notes: list[str] = []
         self.error = ""
 
-    def row(self, id: str, title: str, unit: str, *, better: str = "lower") -> Row:
+    def row(
+        self, id: str, title: str, unit: str, *, better: str = "lower", times: float | None = None,
+        most: float | None = None,
+    ) -> Row:  # fmt: skip
         """A new row of this piece."""
-        row = Row(f"{self.name}.{id}", title, unit, better=better)
+        row = Row(f"{self.name}.{id}", title, unit, better=better, times=times, most=most)
         self.rows.append(row)
         return row
 

@@ -6,16 +6,19 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import commands
+from bench import commands, interrupts
 from bench.context import Context, end_boxes
 from bench.model import BenchError
 from bench.targets.base import IDLE, STOPPABLE, WAIT_STOPPABLE, Target
+from bench.targets.runc import LIFE, HakoRuntime, Runc, runcs
 
 _SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "src")
 _CALLS_PER_VALUE = 20
+#: What ``hako-runtime state`` may take.
+STATE_MILLISECONDS = 45.0
 
 
 def execute(context: Context) -> None:
@@ -37,6 +40,50 @@ def state(context: Context) -> None:
     context.interleave(row, _timed(boxes, lambda target, _: target.version_argv()), context.plan.calls,
                        warm_up=False)  # fmt: skip
     end_boxes(boxes)
+
+
+def runtime(context: Context) -> None:
+    """The commands of hako-runtime that engines give, and the same of runc, without an engine."""
+    ours = HakoRuntime(context.hako)
+    reason = ours.missing()
+    if reason:
+        raise BenchError(reason)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_close, ours)
+        ours.prepare()
+        targets = [ours, *runcs(context.targets)]
+        boxes: dict[Target, str] = {target: target.start(IDLE) for target in targets}
+        row = context.result.row("state", "`hako-runtime state`, `runc state`", "ms", most=STATE_MILLISECONDS)
+        context.interleave(row, _timed(boxes, lambda target, box: target.state_argv(box)), context.plan.calls,
+                           warm_up=True)  # fmt: skip
+        row = context.result.row("exec", "`hako-runtime exec` and `runc exec` of `true`", "ms")
+        context.interleave(row, _timed(boxes, lambda target, box: target.exec_argv(box, ["true"])),
+                           context.plan.calls, warm_up=True)  # fmt: skip
+        end_boxes(boxes)
+        _lives(context, targets)
+
+
+def _lives(context: Context, targets: Sequence[Runc]) -> None:
+    """Creating, starting and deleting a container, each by itself and all together."""
+    whole = context.result.row("cycle", "create, start and delete --force", "ms")
+    rows = {part: context.result.row(part.split()[0], part, "ms") for part in LIFE}
+    for _ in context.rounds(context.plan.runs):
+        for target in targets:
+            name = target.new_name()
+            times = {
+                part: commands.run(argv, env=target.env, output=False).total * 1e3
+                for part, argv in zip(LIFE, target.life(name), strict=True)
+            }
+            target.names.discard(name)
+            whole.add(target.name, sum(times.values()))
+            for part, milliseconds in times.items():
+                rows[part].add(target.name, milliseconds)
+
+
+def _close(target: Target) -> None:
+    """Clean up after ``target``; a signal meanwhile must not stop that."""
+    with interrupts.ignored():
+        target.close()
 
 
 def _timed(boxes: dict[Target, str], argv: Callable[[Target, str], list[str]]) -> dict[str, Callable[[], float]]:

@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 def files(context: Context) -> None:
     """All the work, in turn on each runtime and each share of hako's."""
-    reason = _python_missing()
+    reason = python_missing()
     if reason:
         raise BenchError(reason)
     with contextlib.ExitStack() as stack:
@@ -114,10 +114,7 @@ class _Worker:
             box = self._target.start(_IDLE, [Volume("/usr", "/usr")])
             stack.callback(self._target.end, box)
             self._root = self._target.rootfs(box) + _DIRECTORY
-            with open(_WORKER, encoding="utf-8") as file:
-                program = file.read()
-            python = [loader(sys.executable), os.path.realpath(sys.executable), "-ISc", program, _DIRECTORY]
-            argv = self._target.exec_argv(box, python, stdin=True)
+            argv = self._target.exec_argv(box, python_argv(_WORKER, _DIRECTORY), stdin=True)
             self._session = stack.enter_context(commands.session(argv, self._target.env))
             self._session.ask("hello", "ok")
             self._check_share(box)
@@ -196,7 +193,17 @@ def loader(program: str) -> str:
     return os.path.realpath(found.group(1).decode())
 
 
-def _python_missing() -> str:
+def python_argv(program: str, *words: str) -> list[str]:
+    """What runs a program of the clone in a container that has the host's /usr, which has no program of its own there.
+
+    The loader is named because the container has another one, or none, where the program looks for it.
+    """
+    with open(program, encoding="utf-8") as file:
+        text = file.read()
+    return [loader(sys.executable), os.path.realpath(sys.executable), "-ISc", text, *words]
+
+
+def python_missing() -> str:
     """Why this Python cannot run in a container that has the host's /usr; empty if it can."""
     for path in (os.path.realpath(sys.executable), loader(sys.executable)):
         if not path.startswith("/usr/"):

@@ -13,7 +13,8 @@ from bench.model import BenchError
 from bench.targets.base import IDLE, Target
 
 _MIB = 1 << 20
-_TRIAL = _MIB
+#: Bytes that are sent to learn how much can be.
+TRIAL = _MIB
 _MOST = 512 * _MIB
 
 
@@ -29,11 +30,15 @@ def streams(context: Context) -> None:
         ways = {}
         for target, box in boxes.items():
             # A first, short one says how much this runtime carries in the time there is, and warms it up.
-            rate = measure(target, box, _TRIAL)
-            size = min(max(int(rate * 1e6 * context.plan.stream_seconds) // _MIB * _MIB, _TRIAL), _MOST)
-            ways[target.name] = _way(measure, target, box, size)
+            rate = measure(target, box, TRIAL)
+            ways[target.name] = _way(measure, target, box, amount(rate, context.plan.stream_seconds))
         context.interleave(row, ways, context.plan.io_runs, warm_up=False)
     end_boxes(boxes)
+
+
+def amount(rate: float, seconds: float) -> int:
+    """The bytes that take about so many seconds at ``rate`` MB/s, in whole MiB, at least TRIAL."""
+    return min(max(int(rate * 1e6 * seconds) // _MIB * _MIB, TRIAL), _MOST)
 
 
 def _way(measure: Callable[[Target, str, int], float], target: Target, box: str, size: int) -> Callable[[], float]:

@@ -25,7 +25,8 @@ def charts(results: Results) -> dict[str, str]:
     for file, title, pieces in (
         ("starts.svg", "Starting and ending containers", ("run", "phases", "stop", "starts")),
         ("calls.svg", "Calls of running containers", ("exec", "state", "agent")),
-        ("transfer.svg", "Streams and files", ("streams", "files")),
+        ("engines.svg", "As the runtime of an engine", ("runtime", "docker", "podman")),
+        ("transfer.svg", "Streams, files and network", ("streams", "files", "tcp")),
         ("idle.svg", "What idle containers cost", ("memory", "idle")),
     ):
         chosen = [row for piece in pieces for row in rows.get(piece, []) if row.unit]

@@ -54,7 +54,7 @@ def row_lines(row: Row) -> list[str]:
         line = f"    {name:<{width}}  {spread(stats.summarize(values))}"
         compared = ratio(row.ratio(name))
         lines.append(f"{line:<58}  {compared}".rstrip())
-    return lines + [f"    {note}" for note in row.notes]
+    return lines + [f"    {note}" for note in [*row.budgets(), *row.notes]]
 
 
 def piece_lines(piece: PieceResult) -> list[str]:

@@ -1,6 +1,6 @@
 """What a runtime has to offer to take part.
 
-To add one (``ctr``, ``docker``): derive a class from ``Target`` in a module beside this one, give ``pieces`` the names
+To add one (``ctr``, ``crun``): derive a class from ``Target`` in a module beside this one, give ``pieces`` the names
 of the pieces it can take part in, implement what these call, and put it into TARGETS in targets/__init__.py. Rows,
 ratios, plots and clean-up follow from that.
 """

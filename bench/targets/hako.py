@@ -91,11 +91,11 @@ class Hako(Target):
         return [str(json.loads(line)["name"]) for line in lines]
 
     def run_argv(self, name: str, command: Sequence[str]) -> list[str]:
-        return [self.command, "run", "--rm", "--name", name, IMAGE, *command]
+        return [self.command, "run", "--rm", "--network", "none", "--name", name, IMAGE, *command]
 
     def start_argv(self, name: str, command: Sequence[str], volumes: Iterable[Volume] = ()) -> list[str]:
         options = [word for source, target in volumes for word in ("-v", f"{source}:{target}:ro")]
-        return [self.command, "run", "-d", "--name", name, *options, IMAGE, *command]
+        return [self.command, "run", "-d", "--network", "none", "--name", name, *options, IMAGE, *command]
 
     def exec_argv(self, name: str, command: Sequence[str], *, stdin: bool = False) -> list[str]:
         return [self.command, "exec", *(["-i"] if stdin else []), name, *command]

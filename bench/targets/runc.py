@@ -1,4 +1,4 @@
-"""runc, with bundles made from hako's image."""
+"""runc, with bundles made from hako's image, and hako-runtime, which has the same commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Any
 
 from bench import commands, procs
 from bench.model import BenchError
-from bench.targets.base import PREFIX, Target, Volume, is_leftover
+from bench.targets.base import IDLE, PREFIX, Target, Volume, is_leftover
+from bench.targets.hako import Hako
 
 _WORK = "/var/tmp"
 _RUN = "/run"
 _STOP_SECONDS = 60.0
+#: The commands of a container's whole life.
+LIFE = ("create", "start", "delete --force")
 
 
 class Runc(Target):
@@ -28,30 +31,33 @@ class Runc(Target):
     """
 
     name = "runc"
+    #: The end of the names of its directories, from which a later run knows whose they are.
+    suffix = ""
 
     def __init__(self, image_root: str) -> None:
         super().__init__()
-        self._command = shutil.which("runc") or ""
+        self.command = shutil.which("runc") or ""
         self._image_root = image_root
-        self._work = os.path.join(_WORK, f"{PREFIX}-{os.getpid()}")
-        self._run = os.path.join(_RUN, f"{PREFIX}-{os.getpid()}")
+        directory = f"{PREFIX}-{os.getpid()}{self.suffix}"
+        self._work = os.path.join(_WORK, directory)
+        self._run = os.path.join(_RUN, directory)
         self._bundles: dict[tuple[str, ...], str] = {}
         self._spec: dict[str, Any] = {}
 
     def missing(self) -> str:
-        return "" if self._command else "runc is not installed; `apt-get install runc` does that."
+        return "" if self.command else "runc is not installed; `apt-get install runc` does that."
 
     def versions(self) -> dict[str, str]:
-        line = commands.run([self._command, "--version"]).output.decode().splitlines()[0]
-        return {"runc": line.removeprefix("runc version ")}
+        line = commands.run([self.command, "--version"]).output.decode().splitlines()[0]
+        return {self.name: line.rpartition("version ")[2]}
 
     def version_argv(self) -> list[str]:
-        return [self._command, "--version"]
+        return [self.command, "--version"]
 
     def prepare(self) -> None:
         for directory in (self._work, self._run):
             os.makedirs(directory, mode=0o700)
-        commands.run([self._command, "spec"], cwd=self._work)
+        commands.run([self.command, "spec"], cwd=self._work)
         with open(os.path.join(self._work, "config.json"), encoding="utf-8") as file:
             self._spec = json.load(file)
         self.run(["true"])
@@ -60,7 +66,7 @@ class Runc(Target):
         """Containers, mounts and directories of runs whose process is gone."""
         for directory in (_RUN, _WORK):
             for name in os.listdir(directory):
-                if is_leftover(name):
+                if is_leftover(name) and name.removeprefix(f"{PREFIX}-").lstrip("0123456789") == self.suffix:
                     self._clear(os.path.join(_RUN, name), os.path.join(_WORK, name))
 
     def close(self) -> None:
@@ -68,9 +74,9 @@ class Runc(Target):
         self._clear(self._run, self._work)
 
     def _clear(self, run: str, work: str) -> None:
-        if os.path.isdir(run) and self._command:
+        if os.path.isdir(run) and self.command:
             for name in os.listdir(run):
-                commands.run([self._command, "--root", run, "delete", "-f", name], check=False)
+                commands.run([self.command, "--root", run, "delete", "-f", name], check=False)
         with open("/proc/self/mountinfo", encoding="utf-8") as file:
             points = [line.split()[4] for line in file]
         for point in reversed([point for point in points if point.startswith(work + "/")]):
@@ -111,7 +117,7 @@ class Runc(Target):
         return self.rootfs(name)
 
     def _argv(self, *words: str) -> list[str]:
-        return [self._command, "--root", self._run, *words]
+        return [self.command, "--root", self._run, *words]
 
     def run_argv(self, name: str, command: Sequence[str]) -> list[str]:
         return self._argv("run", "--bundle", self._bundle(command, self._image_root, (), readonly=True), name)
@@ -140,6 +146,12 @@ class Runc(Target):
         finally:
             os.close(pidfd)
 
+    def life(self, name: str) -> list[list[str]]:
+        """The commands LIFE for an idle container."""
+        bundle = self._bundle(IDLE, self._image_root, (), readonly=True)
+        options = {"create": ["--bundle", bundle]}
+        return [self._argv(*part.split(), *options.get(part, []), name) for part in LIFE]
+
     def delete_argv(self, name: str) -> list[str]:
         return self._argv("delete", name)
 
@@ -160,3 +172,23 @@ class Runc(Target):
 
     def rootfs(self, name: str) -> str:
         return os.path.join(self._work, name, "rootfs")
+
+
+class HakoRuntime(Runc):
+    """The hako-runtime that is installed beside a hako."""
+
+    name = "hako"
+    suffix = "-runtime"
+
+    def __init__(self, hako: Hako) -> None:
+        super().__init__(hako.image_root)
+        beside = os.path.dirname(os.path.abspath(shutil.which(hako.command) or hako.command))
+        self.command = shutil.which(os.path.join(beside, "hako-runtime")) or ""
+
+    def missing(self) -> str:
+        return "" if self.command else "There is no hako-runtime beside hako; `make install` installs both."
+
+
+def runcs(targets: Iterable[Target]) -> list[Runc]:
+    """runc, if it is among those that take part."""
+    return [target for target in targets if isinstance(target, Runc)]

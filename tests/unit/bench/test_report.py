@@ -170,6 +170,36 @@ def test_a_row_without_runc_has_no_ratio() -> None:
     assert row.ratio("hako") is None
 
 
+@pytest.mark.parametrize(
+    ("better", "ours", "theirs", "judged"),
+    [
+        ("lower", 30.0, 10.0, ["at most 3 times runc's, is kept", "at most 40 ms, is kept"]),
+        ("lower", 41.0, 10.0, ["at most 3 times runc's, is MISSED", "at most 40 ms, is MISSED"]),
+        ("lower", 40.0, None, ["at most 40 ms, is kept"]),
+        ("higher", 10.0, 31.0, ["at most 3 times runc's, is MISSED", "at most 40 ms, is kept"]),
+        ("lower", None, 10.0, []),
+    ],
+)
+def test_budgets_are_judged_where_they_can_be(
+    better: str, ours: float | None, theirs: float | None, judged: list[str]
+) -> None:
+    row = Row("docker.run", "run", "ms", better=better, times=3.0, most=40.0)
+    for name, value in (("hako", ours), ("runc", theirs)):
+        if value is not None:
+            row.add(name, value)
+    assert row.budgets() == [f"The budget of hako, {each}." for each in judged]
+    shown = "\n".join(text.row_lines(row))
+    assert all(sentence in shown for sentence in row.budgets())
+    assert row.to_json()["budgets"] == row.budgets()
+
+
+def test_what_has_no_budget_is_not_judged() -> None:
+    row = Row("docker.run", "run", "ms")
+    row.add("hako", 1e9)
+    row.add("runc", 1.0)
+    assert row.budgets() == []
+
+
 @pytest.mark.parametrize(("value", "shown"), [(0, "0"), (0.456, "0.46"), (12.34, "12.3"), (2709.4, "2709")])
 def test_numbers(value: float, shown: str) -> None:
     assert text.number(value) == shown
