@@ -14,7 +14,7 @@ import pytest
 from conftest import Roots
 from hako import arch
 from hako.ociimage import layout
-from support import leaks
+from support import leaks, settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("guest_image", "busybox_image")]
 
@@ -133,6 +133,7 @@ def test_no_space_for_the_sandbox(fails: Fails, roots: Roots, tmp_path: Path) ->
 )
 def test_a_wrong_configuration(fails: Fails, tmp_path: Path, content: str, wanted: str) -> None:
     (tmp_path / "config.toml").write_text(content)
+    settings.without_network(tmp_path)
     assert wanted in fails("--config", f"{tmp_path}/config.toml", "run", "busybox", "true")
 
 

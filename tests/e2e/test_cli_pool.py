@@ -18,7 +18,7 @@ import pytest
 import hako
 from conftest import Roots, RunHako
 from hako.sandbox import pool
-from support import leaks
+from support import leaks, settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("guest_image", "busybox_image")]
 
@@ -36,7 +36,9 @@ date +%s
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("etc") / "config.toml"
+    directory = tmp_path_factory.mktemp("etc")
+    settings.without_network(directory)
+    return directory / "config.toml"
 
 
 @pytest.fixture(autouse=True)

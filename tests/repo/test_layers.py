@@ -12,15 +12,15 @@ from support import source
 
 #: From the top down. What stands in one row does not import each other.
 LAYERS = (
-    {"cli", "aio"},
+    {"cli", "aio", "runtime"},
     {"sandbox", "check"},
     {"storage", "template"},
-    {"hypervisor", "guestimage", "ociimage", "network"},
+    {"hypervisor", "guestimage", "ociimage", "network", "cgroup"},
     {"oci"},
     {"config"},
     {"store", "agent_client"},
-    {"proc", "ids", "units", "arch", "log"},
-    {"paths", "errors", "version", "log_output"},
+    {"proc", "ids", "units", "arch", "log", "threads"},
+    {"paths", "errors", "version", "log_output", "streams"},
     {"wire", "linux"},
 )
 #: Runs in the guest, which has nothing else.
@@ -81,6 +81,8 @@ def own_part(path: str) -> str:
     [
         ("cli", "sandbox", True),
         ("sandbox", "cli", False),
+        ("runtime", "sandbox", True),
+        ("runtime", "cli", False),
         ("sandbox", "errors", True),
         ("hypervisor", "ociimage", False),
         ("agent", "wire", True),

@@ -40,7 +40,16 @@ def test_importing_hako_imports_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["hako.agent.main", "hako.agent.network", "hako.wire.frames", "hako.wire.calls", "hako.linux.syscalls"]
+    "module",
+    [
+        "hako.agent.main",
+        "hako.agent.network",
+        "hako.agent.resolver",
+        "hako.wire.queries",
+        "hako.wire.frames",
+        "hako.wire.calls",
+        "hako.linux.syscalls",
+    ],
 )
 def test_the_guest_imports_little(module: str) -> None:
     assert not modules_after(f"import {module}") & NOT_IN_GUEST
