@@ -14,7 +14,6 @@ from hako import ids, store
 from hako.config.settings import Config
 from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError
 from hako.oci import check as oci_check
-from hako.ociimage import api as ociimage
 from hako.sandbox import calls, records, sizes, translate
 from hako.sandbox import params as params_of
 from hako.sandbox.container import Container, Process
@@ -24,7 +23,7 @@ from hako.sandbox.logs import LogWriter
 from hako.sandbox.machine import Machine
 from hako.sandbox.ownnet import OwnNetwork
 from hako.sandbox.process_io import ProcessIO
-from hako.sandbox.spec import SandboxSpec
+from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.sandbox.vm import Vm
 from hako.storage.tree import SharedTree
@@ -145,6 +144,9 @@ class Engine:
         self.released.set()
         if not self.stopping.is_set() and not self.disowned:
             log.info("Whoever started the sandbox is gone")
+            if self.spec.network == GIVEN_NETWORK:
+                # An engine's container that was never made: nobody will come and delete what is kept of it.
+                self.state["spec"]["retain"] = False
             self.stopping.set()
 
     async def _shut_down(self) -> None:
@@ -277,9 +279,12 @@ class Engine:
     ) -> tuple[LogWriter | None, translate.GuestSpec]:
         """The host's side of a new container: its image, layer, mounts and log, given back by ``held``."""
         layer = self._layer(container_id)
-        image = ociimage.hold(str(params.get("digest") or ""))
-        if image is not None:
-            held.callback(os.close, image)
+        if params.get("digest"):
+            from hako.ociimage import api as ociimage
+
+            image = ociimage.hold(str(params["digest"]))
+            if image is not None:
+                held.callback(os.close, image)
         store.ensure_dir(layer)
         # A failure takes the layer away; the end of the sandbox keeps it if it was asked to retain it.
         held.callback(self._drop_layer, container_id)
