@@ -77,11 +77,13 @@ def _remove_cgroups(container: Container, *, last: bool) -> None:
     try:
         state = records.read(container.sandbox)
     except NotFoundError:
+        if last:
+            records.forget(container.sandbox)
         hostcgroup.delete(container.cgroup)
         return
     of_vm = state["spec"].get("cgroup") or {}
     if last:
-        records.remove(state)
+        records.forget(container.sandbox)
         hostcgroup.delete(of_vm)
     if container.cgroup != of_vm:
         hostcgroup.delete(container.cgroup)

@@ -15,7 +15,7 @@ from typing import Any
 
 from hako import ids, store
 from hako.config.load import load
-from hako.errors import ConfigError, HakoError, HostError, NotFoundError
+from hako.errors import ConfigError, HakoError, HostError
 from hako.linux import syscalls
 from hako.oci import check as oci_check
 from hako.oci import namespaces
@@ -168,8 +168,7 @@ class Making:
             client.exchange(owner, "Stop", {})
             client.wait_end(owner)
         containers.wait_gone(self.container, _GONE_SECONDS)
-        with contextlib.suppress(NotFoundError):
-            records.remove(records.read(self.container.sandbox))
+        records.forget(self.container.sandbox)
 
     def _remove_cgroup(self) -> None:
         with contextlib.suppress(HakoError):  # what went wrong before is what the user has to know

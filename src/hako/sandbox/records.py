@@ -328,4 +328,9 @@ def _disconnect(sandbox_id: str) -> None:
 
 def remove(state: dict[str, Any]) -> None:
     """Forget a stopped sandbox and everything it left."""
-    store.remove_tree(data_dir(state["spec"]["id"]))
+    forget(state["spec"]["id"])
+
+
+def forget(sandbox_id: str) -> None:
+    """The same of a sandbox of which no more is known than its id, and of which nothing may be left."""
+    store.remove_tree(data_dir(ids.check(sandbox_id, "Sandbox id")))
