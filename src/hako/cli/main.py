@@ -10,6 +10,8 @@ import os
 import sys
 import time
 
+from hako import streams
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +68,7 @@ def help_text() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``hako`` with the words ``argv`` (by default those of the command line); returns the exit code."""
-    _open_missing_streams()
+    streams.open_missing()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words[: _verb_at(words)]
     try:
@@ -75,24 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _silence_stdout()
+        streams.silence_stdout()
         return EXIT_BROKEN_PIPE
     except SystemExit as stop:  # argparse, after --help
         return _after_help(stop)
     except Exception as error:
         return _report(error, debug=debug)
     return status
-
-
-def _open_missing_streams() -> None:
-    """A caller may have closed standard streams: nothing else must get their numbers, or it would be taken for them."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 (stays open)
-            setattr(sys, name, stream)
 
 
 def load_verb(verb: str) -> Callable[[list[str]], int]:
@@ -177,15 +168,8 @@ def _after_help(stop: SystemExit) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence_stdout()
+        streams.silence_stdout()
     return stop.code if isinstance(stop.code, int) else 0
-
-
-def _silence_stdout() -> None:
-    """Nobody reads: the interpreter must not find that out again while it ends."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
 
 
 def _report(error: Exception, *, debug: bool) -> int:
@@ -210,11 +194,4 @@ def _report(error: Exception, *, debug: bool) -> int:
 
 def complain(text: str) -> None:
     """Say ``text`` as one line on standard error. Control characters, which an image may bring, are shown escaped."""
-    line = " ".join(text.split())
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
-    try:
-        print(f"hako: {safe}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
-    except UnicodeEncodeError:
-        print(f"hako: {safe.encode('ascii', 'backslashreplace').decode()}", file=sys.stderr, flush=True)
+    streams.complain(f"hako: {streams.one_line(text)}")

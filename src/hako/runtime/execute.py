@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 from hako import ids
-from hako.errors import ConfigError, StateError
+from hako.errors import ConfigError, HakoError, StateError
 from hako.linux import syscalls
 from hako.oci import capabilities, check, environment
 from hako.runtime import command, console, containers, foreground, hostcgroup, standin
@@ -76,8 +76,15 @@ def _start(
     params = requests.exec(container.guest_id, exec_id, process, list(stdio), console.wanted_size(process))
     with command.faults_in_engines_words(process["args"][0]):
         client.call(container.sandbox, "Exec", params, list(stdio.values()))
+    # Until somebody stands for it, nobody would end it.
+    undo.callback(_end, container, exec_id)
     standing.go(container.sandbox, container.guest_id, exec_id, " ".join(process["args"]), None)
     return standing
+
+
+def _end(container: Container, exec_id: str) -> None:
+    with contextlib.suppress(HakoError):
+        client.call(container.sandbox, "Kill", requests.target(container.guest_id, exec_id, signal=int(signal.SIGKILL)))
 
 
 def _process(call: Call, container: Container) -> dict[str, Any]:
