@@ -272,11 +272,21 @@ def _clear(base: str) -> None:
         deadline = time.monotonic() + _LEAVE_SECONDS
         while _members(base) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
-    for root in glob.glob(f"/sys/fs/cgroup/**/{os.path.basename(base)}/", recursive=True):
-        for folder, _, _ in os.walk(root, topdown=False):
-            with contextlib.suppress(OSError):  # something is in it that could not be ended
-                os.rmdir(folder)
+    # A process that is ending has left its mounts a moment before it leaves its cgroup.
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while _remove_cgroups(os.path.basename(base)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
     shutil.rmtree(base, ignore_errors=True)
+
+
+def _remove_cgroups(name: str) -> list[str]:
+    """Remove the cgroups of this name with all below them; returns those that are still there."""
+    roots = glob.glob(f"/sys/fs/cgroup/**/{name}/", recursive=True)
+    for root in roots:
+        for folder, _, _ in os.walk(root, topdown=False):
+            with contextlib.suppress(OSError):  # something is in it
+                os.rmdir(folder)
+    return [root for root in roots if os.path.isdir(root)]
 
 
 def _members(base: str) -> list[int]:
