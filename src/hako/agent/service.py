@@ -224,6 +224,12 @@ class Service:
         resolver.Relay(self._loop, self._channel, addresses, asking, answering)  # its streams keep it
         return {}
 
+    async def pod(self, params: Params) -> Params:
+        from hako.agent import pod
+
+        hostname = _name(params, "hostname") if params.get("hostname") else ""
+        return {"pid": pod.make(hostname, _object(params, "inside"), _object(params, "whole"))}
+
     async def create(self, params: Params) -> Params:
         spec = _object(params, "spec")
         if not isinstance(spec.get("linux", {}), dict):
@@ -322,6 +328,7 @@ _METHODS = {
     "LoadModules": Service.load_modules,
     "Network": Service.network,
     "Resolve": Service.resolve,
+    "Pod": Service.pod,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,

@@ -26,6 +26,7 @@ from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.sandbox.vm import Vm
+from hako.storage import mountlist
 from hako.storage.tree import SharedTree
 
 if TYPE_CHECKING:
@@ -81,6 +82,21 @@ class Engine:
         #: The guest may hold back what somebody will want to read when the sandbox is gone.
         self._has_to_write = spec.retain
         self.shares: list[dict[str, Any]] = []
+
+    def describe_anew(self, spec: SandboxSpec, config: Config) -> None:
+        """Before run(): the sandbox is to be another than was said. Its id, directories and owner stay."""
+        from hako.cgroup.joining import Joining
+
+        self.spec = self.machine.spec = spec
+        self.config = self.machine.config = config
+        self.state["spec"] = spec.to_json()
+        self.machine.joining = Joining(spec.cgroup)
+        self.save()
+
+    def discard(self) -> None:
+        """In place of run(): give back what a sandbox has that never began."""
+        self.tree.close()
+        records.finish(self.state)
 
     # --- life ---
 
@@ -229,8 +245,16 @@ class Engine:
             self._consult_resolv_conf(guest.spec)
             await self.fit({container_id: params_of.resources(spec)})
             container = Container(vm.agent, container_id, trace)
-            keep_stdin = params.get("keep_stdin") is True
-            io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin, trace=trace)
+            keep_stdin, lingers = params.get("keep_stdin") is True, params.get("lingers") is True
+            io = ProcessIO(
+                vm.agent,
+                terminal=terminal,
+                log=log_writer,
+                keep_stdin=keep_stdin,
+                lingers=lingers,
+                started=start,
+                trace=trace,
+            )
             call = {"container": container_id, "spec": guest.spec, "start": start, **params_of.size(params)}
             call |= {"prepare": guest.prepare} if guest.prepare else {}
             with trace.span("create", "container"):
@@ -292,6 +316,8 @@ class Engine:
         lower = params.get("lower")
         if isinstance(lower, str):
             self.tree.add_overlay(container_id, lower, layer)
+        elif params.get("rootfs"):
+            self.tree.add_mounts(container_id, mountlist.parse(params["rootfs"]))
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self.shares]
