@@ -95,7 +95,7 @@ class LogHelper:
                 environment,
                 file_actions=[*nowhere, *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in numbers)],
                 setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGHUP, signal.SIGPIPE),
+                setsigdef=(signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ),
             )
 
         try:

@@ -314,9 +314,9 @@ class Task:
         """Remove a container that does not run, and the VM if it was made for it. Raises HakoError."""
         if self.init.started and not self.init.ended.is_set():
             raise StateError(f"cannot delete a running process: the container {self.id} has not ended")
-        if self.init.ended.is_set():
-            # What it wrote last, and nobody has read yet, is given some time, and needs the guest.
-            await asyncio.gather(*(process.close() for process in (self.init, *self.execs.values())))
+        # What they wrote last, and nobody has read yet, is given some time, and needs the guest.
+        ended = [process for process in (self.init, *self.execs.values()) if process.ended.is_set()]
+        await asyncio.gather(*(process.close() for process in ended))
         if self.owns_vm:
             await self._shim.end_sandbox()
         else:

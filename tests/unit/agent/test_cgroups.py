@@ -15,10 +15,10 @@ some avg10=0.00 avg60=1.25 avg300=100.00 total=123456
 full avg10=0.07 avg60=0.00 avg300=0.00 total=99
 """
 NET_DEV = """\
-Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:     840      10    0    0    0     0          0         0      840      10    0    0    0     0       0          0
-  eth0:12345678    9012    1    2    0     0          0         7  8765432    2109    3    4    0     0       0          0
+Inter-|   Receive                                               |  Transmit
+ face |bytes   packets errs drop fifo frame compressed multicast|bytes   packets errs drop fifo colls carrier compressed
+    lo:    840      10    0    0    0     0          0         0     840      10    0    0    0     0       0          0
+  eth0:1234567    9012    1    2    0     0          0         7 8765432    2109    3    4    0     0       0          0
 """
 
 
@@ -92,7 +92,7 @@ def test_interfaces() -> None:
     assert cgroups._interfaces(NET_DEV) == [
         {
             "name": "eth0",
-            "rx_bytes": 12345678, "rx_packets": 9012, "rx_errors": 1, "rx_dropped": 2,
+            "rx_bytes": 1234567, "rx_packets": 9012, "rx_errors": 1, "rx_dropped": 2,
             "tx_bytes": 8765432, "tx_packets": 2109, "tx_errors": 3, "tx_dropped": 4,
         }
     ]  # fmt: skip

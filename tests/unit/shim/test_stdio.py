@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,11 @@ import pytest
 from hako.agent_client import AgentClient
 from hako.errors import ConfigError, HakoError, HostError, TimedOutError
 from hako.sandbox import process_io
-from hako.shim import log_helper, stdio
-from hako.shim.stdio import Place, Stdio, open_stdio, parse
-from hako.testing.agent import LocalAgent
+from hako.shim import stdio
+from hako.shim.stdio import Place, Stdio, parse
 from support.agentside import open_fds
-from support.hostside import Started, failure, read_now, start, until, with_agent
-
-#: Writes what it is told and gets into files beside it, and ends when its input does.
-HELPER = """\
-#!/bin/sh
-cd "${0%/*}"
-{ echo "$@"; env; grep SigIgn /proc/self/status; } > told
-READY
-exec 5>&-
-cat <&3 > out &
-cat <&4 > err &
-exec 3<&- 4<&-
-wait
-echo bye > end
-"""
+from support.hostside import read_now, until
+from support.streams import begin, make_helper, opened, run
 
 
 class Fifos:
@@ -66,36 +50,6 @@ class Fifos:
         """What is in the fifo up to its end, which must have come."""
         os.set_blocking(self.readers[name], True)
         return read_now(self.readers[name])
-
-
-async def opened(stdin: str = "", stdout: str = "", stderr: str = "", *, terminal: bool = False, **more: Any) -> Stdio:
-    return await open_stdio(
-        stdin, stdout, stderr, terminal=terminal, container_id="the-container", namespace="the-namespace", **more
-    )
-
-
-def run(directory: Path, body: Callable[[AgentClient], Awaitable[None]]) -> None:
-    """Run ``body`` with an agent; descriptors of this process that are left fail the test."""
-
-    async def checked(client: AgentClient, _agent: LocalAgent) -> None:
-        before = open_fds()
-        await body(client)
-        assert open_fds() == before
-
-    agent = directory / "agent"
-    agent.mkdir()
-    with_agent(str(agent), checked)
-
-
-async def begin(client: AgentClient, script: str, streams: Stdio, *, terminal: bool = False) -> Started:
-    return await start(client, script, streams.take(), terminal=terminal, lingers=True)
-
-
-def helper(directory: Path, ready: str = "", program: str = HELPER) -> str:
-    path = directory / "helper"
-    path.write_text(program.replace("READY", ready))
-    path.chmod(0o755)
-    return str(path)
 
 
 # --- names ---
@@ -292,7 +246,7 @@ def test_places_that_cannot_be_used(tmp_path: Path, streams: dict[str, str], kin
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
-    helper(tmp_path)
+    make_helper(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
@@ -410,94 +364,6 @@ def test_a_plain_path_of_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "before\nhello\n"
 
 
-# --- log helpers ---
-
-
-@pytest.mark.parametrize(("scheme", "ready"), [("binary", ""), ("binary", "echo >&5"), ("binary-v2", "echo >&5")])
-def test_a_log_helper_gets_everything(tmp_path: Path, scheme: str, ready: str) -> None:
-    async def body(client: AgentClient) -> None:
-        uri = f"{scheme}://{helper(tmp_path, ready)}?a=b&c=d+e"
-        streams = await opened(stdout=uri, stderr=uri)
-        assert (tmp_path / "told").exists(), "it was ready"
-        process = await begin(client, "echo hello; echo oops >&2; sleep 0.1; head -c 200000 /dev/zero", streams)
-        assert await process.wait() == 0
-        await streams.close()
-
-    run(tmp_path, body)
-    assert (tmp_path / "out").read_bytes() == b"hello\n" + bytes(200_000)
-    assert (tmp_path / "err").read_bytes() == b"oops\n"
-    assert (tmp_path / "end").read_text() == "bye\n", "it was let end by itself"
-    arguments, *environment, signals = (tmp_path / "told").read_text().splitlines()
-    assert arguments == "a b c d e"
-    assert set(environment) - {f"PWD={tmp_path}", "OLDPWD=/"} == {
-        "CONTAINER_ID=the-container",
-        "CONTAINER_NAMESPACE=the-namespace",
-    }
-    assert int(signals.split()[1], 16) & 1 << (signal.SIGPIPE - 1) == 0
-
-
-def test_a_log_helper_of_a_terminal(tmp_path: Path) -> None:
-    async def body(client: AgentClient) -> None:
-        streams = await opened(stdout=f"binary://{helper(tmp_path)}", terminal=True)
-        process = await begin(client, "echo hello", streams, terminal=True)
-        assert await process.wait() == 0
-        await asyncio.wait_for(streams.close(), 2)
-
-    run(tmp_path, body)
-    assert [(tmp_path / name).read_bytes() for name in ("out", "err", "end")] == [b"hello\r\n", b"", b"bye\n"]
-
-
-def test_a_log_helper_that_does_not_say_that_it_is_ready(tmp_path: Path) -> None:
-    before = open_fds()
-    path = helper(tmp_path, program="#!/bin/sh\nexit 0\n")
-    error = asyncio.run(failure(opened(stdout=f"binary-v2://{path}")))
-    assert isinstance(error, HostError)
-    assert "ready" in str(error)
-    assert open_fds() == before
-
-
-def test_a_log_helper_that_is_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio, "_OPEN_SECONDS", 0.2)
-    path = helper(tmp_path, program='#!/bin/sh\necho $$ > "${0%/*}/pid"\nexec sleep 60\n')
-
-    async def body() -> None:
-        with pytest.raises(TimedOutError, match="helper"):
-            await opened(stdout=f"binary://{path}")
-        await until(lambda: not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}"))
-
-    before = open_fds()
-    asyncio.run(body())
-    assert open_fds() == before
-
-
-def test_a_process_whose_log_helper_has_ended_gets_sigpipe(tmp_path: Path) -> None:
-    async def body(client: AgentClient) -> None:
-        uri = f"binary://{helper(tmp_path, program='#!/bin/sh')}"
-        streams = await opened(stdout=uri, stderr=uri)
-        process = await begin(client, "while :; do echo hello; done", streams)
-        assert await asyncio.wait_for(process.wait(), 10) == 128 + signal.SIGPIPE
-        await asyncio.wait_for(streams.close(), 1)
-
-    run(tmp_path, body)
-
-
-@pytest.mark.parametrize("deaf", [False, True])
-def test_a_log_helper_that_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, deaf: bool) -> None:
-    monkeypatch.setattr(log_helper, "_END_SECONDS", 0.2)
-    monkeypatch.setattr(log_helper, "_TERM_SECONDS", 0.2)
-    trap = "trap '' TERM" if deaf else "trap 'echo term > \"${0%/*}/end\"; exit' TERM"
-    path = helper(tmp_path, program=f"#!/bin/sh\n{trap}\nexec 5>&-\nwhile :; do sleep 0.05; done\n")
-
-    async def body(client: AgentClient) -> None:
-        streams = await opened(stdout=f"binary://{path}")
-        process = await begin(client, "echo hello", streams)
-        assert await process.wait() == 0
-        await asyncio.wait_for(streams.close(), 5)
-
-    run(tmp_path, body)
-    assert (tmp_path / "end").exists() is not deaf
-
-
 # --- another mount namespace ---
 
 
@@ -514,7 +380,7 @@ def test_paths_and_the_helper_are_in_the_mount_namespace_that_is_told(tmp_path: 
         inside = Path(f"/proc/{other.pid}/root{tmp_path}/there")
 
         async def body(client: AgentClient) -> None:
-            await asyncio.to_thread(helper, inside)
+            await asyncio.to_thread(make_helper, inside)
             where = f"{tmp_path}/there"
             streams = await opened(f"{where}/in", f"binary://{where}/helper", mounts=namespace, directory=where)
             process = await begin(client, "echo hello", streams)
