@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import sys
 import time
 
 from hako.agent import cgroups, system
@@ -224,6 +225,21 @@ class Service:
         resolver.Relay(self._loop, self._channel, addresses, asking, answering)  # its streams keep it
         return {}
 
+    async def attach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        container_id = _name(params, "container")
+        mounts, modules = params.get("mounts", []), params.get("modules", [])
+        return {"disks": await disks.attach(self._loop, container_id, wanted, mounts, modules)}
+
+    async def detach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        await disks.detach(self._loop, _name(params, "container"), wanted)
+        return {}
+
     async def create(self, params: Params) -> Params:
         spec = _object(params, "spec")
         if not isinstance(spec.get("linux", {}), dict):
@@ -309,6 +325,10 @@ class Service:
 
     async def shutdown(self, _params: Params) -> Params:
         await self._store.close()
+        if "hako.agent.disks" in sys.modules:  # some were attached
+            from hako.agent import disks
+
+            await disks.unmount_all(self._loop)
         system.unmount_shares()
         return {}
 
@@ -322,6 +342,8 @@ _METHODS = {
     "LoadModules": Service.load_modules,
     "Network": Service.network,
     "Resolve": Service.resolve,
+    "AttachDisks": Service.attach_disks,
+    "DetachDisks": Service.detach_disks,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,
