@@ -79,7 +79,12 @@ async def attach(
         os.makedirs(directory)
     try:
         for number, one in enumerate(wanted):
-            one.do(f"{directory}/{number}", directory, found)
+            # Relative paths, for the options of a mount have 4095 bytes.
+            os.chdir(directory)
+            try:
+                one.do(str(number), found)
+            finally:
+                os.chdir("/")
     except BaseException:
         await _unmount_all(loop, directory)
         raise
@@ -116,52 +121,54 @@ class _Mount:
         if not set(disks).issuperset(self._disk + self._devices):
             raise _bad("mounts: a disk that is not among the container's")
         self._directories = [_Directory(one) for one in _checked(given.get("make", []), "mounts.make", dict, 16)]
+        self._inside: list[str] = _checked(given.get("inside", []), "mounts.inside", str, _MAX_MOUNTS)
 
-    def do(self, target: str, below: str, found: dict[str, str]) -> None:
-        """Mount it at ``target``; what it makes and names otherwise is ``below``. Raises CallError, OSError."""
+    def do(self, target: str, found: dict[str, str]) -> None:
+        """Mount it at ``target``, in the directory of the container's mounts. Raises CallError, OSError."""
         for directory in self._directories:
-            directory.make(below)
+            directory.make()
+        for path in self._inside:
+            _check_inside(path)
         source = f"/dev/{found[self._disk[0]]}" if self._disk else self._source
-        if self._flags & syscalls.MS_BIND:
-            _inside(source, below)
-        data = ",".join(
-            [*([self._data] if self._data else []), *(f"device=/dev/{found[one]}" for one in self._devices)]
-        )
-        os.makedirs(target)
+        devices = [f"device=/dev/{found[one]}" for one in self._devices]
+        data = ",".join([*([self._data] if self._data else []), *devices])
+        os.mkdir(target)
         try:
             syscalls.mount(source, target, self._fstype, self._flags, data)
-            if self._flags & syscalls.MS_BIND and self._flags & syscalls.MS_RDONLY:
-                syscalls.mount("", target, "", self._flags | syscalls.MS_REMOUNT)
+            if self._flags & syscalls.MS_BIND and self._flags & ~(syscalls.MS_BIND | syscalls.MS_REC):
+                syscalls.mount("", target, "", self._flags & ~syscalls.MS_REC | syscalls.MS_REMOUNT)
         except OSError as error:
-            what = f"disk {self._disk[0]}" if self._disk else self._source
-            message = f"cannot mount {what} as {self._fstype} with the options {data or 'none'}: {error.strerror}"
-            raise calls.CallError(calls.FAILED_PRECONDITION, message) from error
+            what = f"disk {self._disk[0]}" if self._disk else source
+            message = f"cannot mount {what} as {self._fstype or 'a bind'} with the options {data or 'none'}"
+            raise calls.CallError(calls.FAILED_PRECONDITION, f"{message}: {error.strerror}") from error
 
 
 class _Directory:
     """A directory that is made on a mounted file system before the next mount uses it."""
 
     def __init__(self, given: dict[str, Any]) -> None:
-        self._path = given.get("path")
+        self._path = _text(given, "path")
         numbers = [given.get(key) for key in ("mode", "uid", "gid")]
-        if not isinstance(self._path, str) or any(type(number) is not int for number in numbers):
+        if any(type(number) is not int for number in numbers):
             raise _bad("mounts.make: not a path with mode, uid and gid")
-        self._mode, self._uid, self._gid = numbers
+        self._numbers: list[int] = [number for number in numbers if number is not None]
 
-    def make(self, below: str) -> None:
-        path = str(self._path)
-        # What is on the disk may be anybody's: no link of it leads out of it.
-        _inside(os.path.dirname(path), below)
-        if not os.path.lexists(path):
-            os.mkdir(path)
-            os.chmod(path, int(str(self._mode)) & 0o7777)
-            os.chown(path, int(str(self._uid)), int(str(self._gid)))
-        _inside(path, below)
+    def make(self) -> None:
+        """Make it. Raises CallError, OSError."""
+        _check_inside(os.path.dirname(self._path))
+        if not os.path.lexists(self._path):
+            mode, uid, gid = self._numbers
+            os.mkdir(self._path)
+            os.chmod(self._path, mode & 0o7777)
+            os.chown(self._path, uid, gid)
 
 
-def _inside(path: str, below: str) -> None:
-    """Raises CallError unless the directory ``path`` is ``below``, and no symbolic link on the way."""
-    if os.path.realpath(path) != path or not path.startswith(below + "/") or not os.path.isdir(path):
+def _check_inside(path: str) -> None:
+    """Raises CallError unless ``path`` is a directory below the current one, without a symbolic link on the way.
+
+    What is on a disk may be anybody's: no link of it may lead out of it.
+    """
+    if not path or os.path.realpath(path) != f"{os.getcwd()}/{path}" or not os.path.isdir(path):
         raise calls.CallError(calls.FAILED_PRECONDITION, f"{path[:256]} is not a directory of the container's disks")
 
 
