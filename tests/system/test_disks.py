@@ -285,10 +285,9 @@ def test_a_container_reaches_no_disk_of_another(guest: Guest, rootfs: Path, tmp_
             names = [*spec["process"]["capabilities"]["bounding"], "CAP_MKNOD"]
             spec["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
 
-        script = "cat /sys/class/block/sd?/dev; mknod /dev/mine b 8 0 2>&1; head -c 1 /dev/mine 2>&1"
+        script = "cat /sys/class/block/sd?/dev; mknod /dev/mine b 8 0 2>&1; head -c 1 /dev/mine 2>&1; true"
         said = guest.shell(script, change, resources={"devices": rules})
-        assert said.startswith("8:0\n")
-        assert said.count("Operation not permitted") + said.count("No such file") == 2
+        assert said == "8:0\nhead: /dev/mine: Operation not permitted\n"
 
 
 # --- ends ---
@@ -303,8 +302,9 @@ def test_nothing_is_left_of_a_sandbox_that_is_killed(rootfs: Path, tmp_path: Pat
         created = guest.created(
             spec, {}, start=True, rootfs=[on_disk("erofs", blockfiles.erofs(tmp_path / "e", rootfs))]
         )
-        pid = client.call(sandbox.id, "State", {})["state"]["vm_pid"]
+        pid = 0
         with contextlib.suppress(HakoError), created:
+            pid = client.call(sandbox.id, "State", {})["state"]["vm_pid"]
             os.kill(sandbox_pid(pid), signal.SIGKILL)
         deadline = time.monotonic() + 20
         while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:

@@ -187,7 +187,7 @@ async def _find(loop: Loop, disks: list[str]) -> dict[str, str]:
     for attempt in range(_FIND_TRIES):
         if missing:
             names = _names()
-            missing.difference_update(names)
+            missing = {serial for serial in missing if serial not in names or not _is_ready(names[serial])}
         if not missing:
             return {serial: names[serial] for serial in disks}
         if not attempt & attempt - 1:  # now, and ever more seldom
@@ -208,6 +208,15 @@ def _names() -> dict[str, str]:
             except OSError:
                 continue  # a partition, or it goes away
     return found
+
+
+def _is_ready(name: str) -> bool:
+    """Whether a disk can be opened: it is in /sys a moment before that."""
+    try:
+        os.close(os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _scan() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
+import sys
 from typing import NamedTuple
 
 from hako.errors import ConfigError
 
-_BLKSSZGET = 0x1268  # include/uapi/linux/fs.h: the size of a device's logical blocks
+# include/uapi/linux/fs.h
+_BLKROGET = 0x125E  #: whether a device is read-only
+_BLKSSZGET = 0x1268  #: the size of its logical blocks
 
 
 class Source(NamedTuple):
@@ -78,11 +80,16 @@ def open_disk(path: str, *, readonly: bool) -> OpenDisk:
             block = stat.S_ISBLK(status.st_mode)
             if not block and not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{path} cannot be a disk of a VM: it is neither a file nor a block device.")
-            fd, readonly = _reopen(handle, readonly=readonly, may_fall_back=block)
+            path_of_handle = f"/proc/self/fd/{handle}"
+            fd = os.open(path_of_handle, os.O_RDONLY | os.O_CLOEXEC)
+            readonly = readonly or (block and _number(fd, _BLKROGET) != 0)
+            if not readonly:
+                os.close(fd)
+                fd = os.open(path_of_handle, os.O_RDWR | os.O_CLOEXEC)
         finally:
             os.close(handle)
         try:
-            sector = int.from_bytes(fcntl.ioctl(fd, _BLKSSZGET, bytes(4)), "little") if block else 512
+            sector = _number(fd, _BLKSSZGET) if block else 512
             if os.lseek(fd, 0, os.SEEK_END) == 0:
                 raise ConfigError(f"{path} cannot be a disk of a VM: it is empty.")
         except BaseException:
@@ -118,16 +125,9 @@ def device_name(major: int, minor: int) -> str:
     return next((line.partition("=")[2] for line in lines if line.startswith("DEVNAME=")), "")
 
 
-def _reopen(handle: int, *, readonly: bool, may_fall_back: bool) -> tuple[int, bool]:
-    """Open what ``handle`` stands for; return that and whether it can only be read."""
-    path = f"/proc/self/fd/{handle}"
-    if not readonly:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC), False
-        except OSError as error:
-            if not may_fall_back or error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
-                raise
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), True
+def _number(device: int, request: int) -> int:
+    """What a block device answers to a ``request`` for an int."""
+    return int.from_bytes(fcntl.ioctl(device, request, bytes(4)), sys.byteorder)
 
 
 def _filesystem(device: int) -> str:
