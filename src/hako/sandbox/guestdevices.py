@@ -163,7 +163,9 @@ def to_guest(
         if kind not in ("c", "b"):
             raise ConfigError(f"$.linux.devices[{index}].type: must be c, b, u or p, not {kind!r}.")
         numbers = (device.get("major", 0), device.get("minor", 0))
-        if kind == "b" and not privileged and as_disk(numbers, plan, rules or []):
+        # Under another name than the host's it is there because somebody has asked for it.
+        asked_for = not privileged or f"/dev/{device_name(*numbers)}" != os.path.normpath(device["path"])
+        if kind == "b" and asked_for and as_disk(numbers, plan, rules or []):
             _place(device, Known(marker(numbers)), found, index)
             continue
         meant = known(kind, *numbers)
