@@ -21,7 +21,7 @@ import pytest
 import hako
 from hako.errors import HakoError
 from hako.ociimage import api as ociimage
-from hako.sandbox import client
+from hako.sandbox import capture, client
 from support import blockfiles, leaks
 from support.specguest import Guest, Spec, mount
 
@@ -255,6 +255,29 @@ def test_a_block_device_that_is_bound(guest: Guest, tmp_path: Path) -> None:
             spec["mounts"][-1]["destination"] = "/dev/volume"
 
         assert guest.shell("head -c 13 /dev/volume", place) == "from the host"
+
+
+def test_blocks_are_as_large_as_the_hosts(guest: Guest, tmp_path: Path) -> None:
+    image = tmp_path / "raw"
+    image.write_bytes(bytes(1 << 20))
+    with blockfiles.loop(image, "--sector-size", "4096") as host:
+        script = "cat /sys/class/block/sd?/queue/logical_block_size"
+        assert guest.shell(script, lambda spec: device(spec, "/dev/xvda", host)) == "4096\n"
+
+
+def test_device_rules_survive_an_update(guest: Guest, tmp_path: Path) -> None:
+    image = tmp_path / "raw"
+    image.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
+    with blockfiles.loop(image) as host:
+        spec = guest.spec("sleep", "60")
+        device(spec, "/dev/xvda", host)
+        with guest.created(spec, {}, start=True) as container:
+            # All that config.json has, as containerd sends it.
+            resources = {**spec["linux"]["resources"], "memory": {"limit": 64 << 20}}
+            client.call(guest.sandbox.id, "Update", {"container": container.id, "resources": resources})
+            with capture.Pipes(None) as pipes:
+                head = container.exec(["head", "-c", "13", "/dev/xvda"], **pipes.child())
+                assert pipes.finish(head, 60).stdout == "from the host"
 
 
 @pytest.mark.parametrize("how", ["device", "rule"])

@@ -187,15 +187,6 @@ def test_a_container_without_a_dev_has_one(guest: Guest) -> None:
     assert {"null", "zero", "full", "random", "urandom", "tty", "ptmx"} <= set(guest.run(spec).split())
 
 
-def test_a_block_device_of_the_host_is_refused(guest: Guest) -> None:
-    names = [name for name in os.listdir("/sys/dev/block") if not name.startswith("7:")]
-    if not names:
-        pytest.skip("this host has no block devices but loop devices")
-    major, minor = map(int, names[0].split(":"))
-    disk = {"path": "/dev/disk", "type": "b", "major": major, "minor": minor}
-    assert "/dev/disk is a device of the host" in guest.refusal(guest.spec("true", devices=[disk]))
-
-
 def test_kernel_parameters(guest: Guest) -> None:
     given = {
         "net.ipv4.ip_unprivileged_port_start": "80",

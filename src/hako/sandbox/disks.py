@@ -91,16 +91,16 @@ class Disks:
         A guest that does not let go loses them nevertheless.
         """
         async with self._lock:
-            if self.ending:
+            if self.ending or vm.hypervisor.pid is None:
                 return
             gone = {key: known for key, known in self._attached.items() if known.users == {container_id}}
             for known in self._attached.values():
                 known.users.discard(container_id)
             call = {"container": container_id, "disks": [known.disk.serial for known in gone.values()]}
             await _reported(vm.agent.call("DetachDisks", call, _DETACH_TIMEOUT))
-            for key, known in gone.items():
+            for key in gone:
                 del self._attached[key]
-                await _reported(vm.hypervisor.unplug(known.disk))
+            await asyncio.gather(*(_reported(vm.hypervisor.unplug(known.disk)) for known in gone.values()))
 
 
 async def _reported(work: Awaitable[object]) -> None:
