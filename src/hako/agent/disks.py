@@ -173,9 +173,8 @@ def _check_inside(path: str) -> None:
 
 
 def _load_driver() -> None:
-    if not os.path.exists(_SCAN):
-        system.load_on_demand("scsi_mod")
-        system.write(_SCAN, b"manual")
+    system.load_on_demand("scsi_mod")
+    system.write(_SCAN, b"manual")
     system.load_on_demand("sd_mod")
     system.load_on_demand("virtio_scsi")
 

@@ -330,10 +330,10 @@ class Engine:
         held.callback(self.tree.remove, container_id)
         lower = params.get("lower")
         root = ""
-        if params.get("rootfs"):
-            root = plan.add_rootfs(params["rootfs"])
-        elif isinstance(lower, str):
+        if isinstance(lower, str):
             self.tree.add_overlay(container_id, lower, layer)
+        elif params.get("rootfs"):
+            root = plan.add_rootfs(params["rootfs"])
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self.shares]
