@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import hako
-from hako.errors import HakoError
+from hako.errors import CommandError, HakoError
 from hako.ociimage import api as ociimage
 from hako.sandbox import capture, client
 from support import blockfiles, leaks
@@ -159,6 +159,24 @@ def test_very_many_layers(guest: Guest, rootfs: Path, tmp_path: Path) -> None:
         shutil.rmtree(tree)
     said = run(guest, "ls / | grep -c layer", stacked(*layers, writable=blockfiles.ext4(tmp_path / "rw")))
     assert said == ["70"]
+
+
+def test_one_file_system_on_two_disks(guest: Guest, rootfs: Path, tmp_path: Path) -> None:
+    argv = ["mkfs.erofs", f"--blobdev={tmp_path / 'blob'}", "--chunksize=4096", str(tmp_path / "meta"), str(rootfs)]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    os.truncate(tmp_path / "blob", -(-os.path.getsize(tmp_path / "blob") // 4096) * 4096)
+    root = [on_disk("erofs", tmp_path / "meta", "ro", f"device={tmp_path / 'blob'}")]
+    assert run(guest, "ls -d /sys/class/block/sd? | wc -l; sha256sum < /bin/busybox", root) == [
+        "2",
+        f"{digest(rootfs / 'bin' / 'busybox')}  -",
+    ]
+
+
+def test_a_command_that_is_not_there_leaves_no_disks(guest: Guest, rootfs: Path, tmp_path: Path) -> None:
+    image = blockfiles.ext4(tmp_path / "ext4", rootfs)
+    with pytest.raises(CommandError, match="no-such-program"):
+        guest.run(guest.spec("no-such-program"), rootfs=[on_disk("ext4", image)])
+    assert blockfiles.is_clean(image)
 
 
 def test_containers_share_a_disk_that_both_only_read(guest: Guest, rootfs: Path, tmp_path: Path) -> None:
