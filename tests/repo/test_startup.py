@@ -48,6 +48,7 @@ def test_importing_hako_imports_nothing_else() -> None:
         "hako.wire.queries",
         "hako.wire.frames",
         "hako.wire.calls",
+        "hako.wire.protobuf",
         "hako.linux.syscalls",
     ],
 )

@@ -225,6 +225,12 @@ class Service:
         resolver.Relay(self._loop, self._channel, addresses, asking, answering)  # its streams keep it
         return {}
 
+    async def pod(self, params: Params) -> Params:
+        from hako.agent import pod
+
+        hostname = _name(params, "hostname") if params.get("hostname") else ""
+        return {"pid": pod.make(hostname, _object(params, "inside"), _object(params, "whole"))}
+
     async def attach_disks(self, params: Params) -> Params:
         from hako.agent import disks
 
@@ -342,6 +348,7 @@ _METHODS = {
     "LoadModules": Service.load_modules,
     "Network": Service.network,
     "Resolve": Service.resolve,
+    "Pod": Service.pod,
     "AttachDisks": Service.attach_disks,
     "DetachDisks": Service.detach_disks,
     "Create": Service.create,

@@ -10,9 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hako import ids
+from hako.agent_client import field
 from hako.errors import ConfigError, HakoError, StateError
 from hako.oci import check as oci_check
-from hako.sandbox import guestresources, replies
+from hako.sandbox import guestresources, guestsysctl, replies
 from hako.sandbox import params as params_of
 from hako.sandbox.control import Connection, Fds
 from hako.sandbox.process_io import ProcessIO
@@ -56,6 +57,7 @@ async def start(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: 
     container = engine.container(params)
     with container.trace.span("start", "container"):
         await container.call("Start")
+    container.process("").io.start()
     if container.record["status"] == "created":
         container.record.update(status="running", started_ns=time.time_ns())
     engine.save()
@@ -69,7 +71,8 @@ async def exec(engine: Engine, params: dict[str, Any], fds: Fds, _connection: Co
     vm = await engine.vm()
     exec_id = ids.check(params.get("exec"), "Process id")
     process_spec = guestresources.process(oci_check.check_process(params.get("process")))
-    io = ProcessIO(vm.agent, terminal=bool(process_spec.get("terminal", False)), log=None, keep_stdin=False)
+    terminal, lingers = bool(process_spec.get("terminal", False)), params.get("lingers") is True
+    io = ProcessIO(vm.agent, terminal=terminal, log=None, keep_stdin=False, lingers=lingers)
     call = {"container": container.id, "exec": exec_id, "process": process_spec, **params_of.size(params)}
     process, pid = await container.run("Exec", call, exec_id, io, fds.take(params.get("stdio", []), params_of.FD_NAMES))
     engine.watch(container, process)
@@ -92,7 +95,7 @@ async def wait(engine: Engine, params: dict[str, Any], _fds: Fds, connection: Co
         raise
     if container.main and not exec_id:
         engine.released.set()
-    if exec_id and container.processes.pop(exec_id, None) is not None:
+    if exec_id and container.forget(exec_id):
         with contextlib.suppress(HakoError):
             await container.call("Delete", {"exec": exec_id})
     return {**end, "trace": engine.trace_of(container)} if params.get("trace") is True else end
@@ -112,6 +115,18 @@ async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
     return {}
 
 
+async def pod(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Make the namespaces that a pod's containers share, where none of them stands for the pod."""
+    vm = await engine.vm()
+    sysctls = params.get("sysctls") or {}
+    if not isinstance(sysctls, dict) or not all(isinstance(value, str) for value in sysctls.values()):
+        raise ConfigError("$.sysctls: not an object of texts.")
+    inside, whole = guestsysctl.split(sysctls)
+    paths = {name.replace(".", "/"): value for name, value in inside.items()}
+    asked = {"hostname": str(params.get("hostname") or ""), "inside": paths, "whole": whole}
+    return {"pid": field(await vm.agent.call("Pod", asked), "pid", int)}
+
+
 async def kill(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Send a signal."""
     process = engine.container(params).process(str(params.get("exec") or ""))
@@ -125,6 +140,12 @@ async def resize(engine: Engine, params: dict[str, Any], _fds: Fds, _connection:
     """Set the size of a process's terminal."""
     process = engine.container(params).process(str(params.get("exec") or ""))
     await process.resize(params_of.number(params, "width", 0, 0xFFFF), params_of.number(params, "height", 0, 0xFFFF))
+    return {}
+
+
+async def close_stdin(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Let a process's input end where what has been handed in ends; a terminal hangs up there."""
+    engine.container(params).process(str(params.get("exec") or "")).io.close_stdin()
     return {}
 
 
@@ -232,8 +253,10 @@ METHODS = {
     "Wait": wait,
     "Holders": holders,
     "Network": network,
+    "Pod": pod,
     "Kill": kill,
     "Resize": resize,
+    "CloseStdin": close_stdin,
     "Attach": attach,
     "Pause": pause,
     "Resume": resume,

@@ -26,6 +26,7 @@ from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.sandbox.vm import Vm
+from hako.storage import block, mountlist
 from hako.storage.block import Plan
 from hako.storage.sources import OpenDisk
 from hako.storage.tree import SharedTree
@@ -84,6 +85,21 @@ class Engine:
         #: The guest may hold back what somebody will want to read when the sandbox is gone.
         self._has_to_write = spec.retain
         self.shares: list[dict[str, Any]] = []
+
+    def describe_anew(self, spec: SandboxSpec, config: Config) -> None:
+        """Before run(): the sandbox is to be another than was said. Its id, directories and owner stay."""
+        from hako.cgroup.joining import Joining
+
+        self.spec = self.machine.spec = spec
+        self.config = self.machine.config = config
+        self.state["spec"] = spec.to_json()
+        self.machine.joining = Joining(spec.cgroup)
+        self.save()
+
+    def discard(self) -> None:
+        """In place of run(): give back what a sandbox has that never began."""
+        self.tree.close()
+        records.finish(self.state)
 
     # --- life ---
 
@@ -277,7 +293,15 @@ class Engine:
         start = params.get("start") is True
         terminal = bool(guest.spec["process"].get("terminal", False))
         keep_stdin = params.get("keep_stdin") is True
-        io = ProcessIO(container.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin, trace=container.trace)
+        io = ProcessIO(
+            container.agent,
+            terminal=terminal,
+            log=log_writer,
+            keep_stdin=keep_stdin,
+            lingers=params.get("lingers") is True,
+            started=start,
+            trace=container.trace,
+        )
         call = {"container": container.id, "spec": guest.spec, "start": start, **params_of.size(params)}
         call |= {"prepare": guest.prepare} if guest.prepare else {}
         with container.trace.span("create", "container"):
@@ -333,7 +357,10 @@ class Engine:
         if isinstance(lower, str):
             self.tree.add_overlay(container_id, lower, layer)
         elif params.get("rootfs"):
-            root = plan.add_rootfs(params["rootfs"])
+            if block.for_guest(params["rootfs"]):
+                root = plan.add_rootfs(params["rootfs"])
+            else:
+                self.tree.add_mounts(container_id, mountlist.parse(params["rootfs"]))
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self.shares]

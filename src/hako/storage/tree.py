@@ -26,6 +26,8 @@ from typing import NamedTuple, TypeVar
 from hako import store
 from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
+from hako.storage import mountlist
+from hako.storage.mountlist import Mount
 from hako.storage.sources import OpenDisk, Source, look, open_device, open_disk
 from hako.threads import in_thread_of_its_own
 
@@ -148,6 +150,19 @@ class SharedTree:
     def add_overlay(self, container_id: str, lower: str, layer: str) -> None:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
         mount_overlay(lower, layer, self._make_point(os.path.join(container_id, "rootfs")))
+
+    def add_mounts(self, container_id: str, mounts: list[Mount]) -> None:
+        """Mount the container's root as a snapshotter describes it, one mount on the other. Raises HostError."""
+        root = self._make_point(os.path.join(container_id, "rootfs"))
+        for mount in mounts:
+            if mount.target.strip("/"):
+                raise ConfigError(f"The container's root has a mount at {mount.target}, which hako does not know.")
+            if not mount.is_bind:
+                mountlist.mount(mount, root)
+                continue
+            self._bind(mount.source, root, recursive="rbind" in mount.options)
+            if mount.flags() & syscalls.MS_RDONLY:
+                _make_readonly(root)
 
     def add_rootfs(self, container_id: str, path: str) -> None:
         """Bind the directory ``path``, with what is mounted below it, as the container's root."""

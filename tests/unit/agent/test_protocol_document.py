@@ -49,7 +49,8 @@ def test_each_parameter_is_described(method: str) -> None:
 
 def test_the_limits() -> None:
     described = {name.strip("`"): int(value) for name, value, _ in rows("Limits") if name != "constant"}
-    names = ("MAX_CALL", "WINDOW", "CHUNK", "MAX_CALLS", "MAX_CONTAINERS", "MAX_EXECS", "MAX_PROCESSES", "MAX_MESSAGE")
+    names = ("MAX_CALL", "WINDOW", "CHUNK", "MAX_CALLS", "MAX_CONTAINERS", "MAX_EXECS", "MAX_PROCESSES", "MAX_DEVICES")
+    names += ("MAX_MESSAGE",)
     assert described == {name: getattr(calls, name) for name in names}
     public = {name for name, value in vars(calls).items() if name.isupper() and name[0] != "_" and type(value) is int}
     codes = {name for _, name, _ in rows("Calls")}
