@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import sys
 import time
 
 from hako.agent import cgroups, system
@@ -230,6 +231,21 @@ class Service:
         hostname = _name(params, "hostname") if params.get("hostname") else ""
         return {"pid": pod.make(hostname, _object(params, "inside"), _object(params, "whole"))}
 
+    async def attach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        container_id = _name(params, "container")
+        mounts, modules = params.get("mounts", []), params.get("modules", [])
+        return {"disks": await disks.attach(self._loop, container_id, wanted, mounts, modules)}
+
+    async def detach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        await disks.detach(self._loop, _name(params, "container"), wanted)
+        return {}
+
     async def create(self, params: Params) -> Params:
         spec = _object(params, "spec")
         if not isinstance(spec.get("linux", {}), dict):
@@ -315,6 +331,10 @@ class Service:
 
     async def shutdown(self, _params: Params) -> Params:
         await self._store.close()
+        if "hako.agent.disks" in sys.modules:  # some were attached
+            from hako.agent import disks
+
+            await disks.unmount_all(self._loop)
         system.unmount_shares()
         return {}
 
@@ -329,6 +349,8 @@ _METHODS = {
     "Network": Service.network,
     "Resolve": Service.resolve,
     "Pod": Service.pod,
+    "AttachDisks": Service.attach_disks,
+    "DetachDisks": Service.detach_disks,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,

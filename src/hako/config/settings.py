@@ -85,6 +85,11 @@ class SandboxSettings(Section):
     start_timeout: float = seconds(
         60, "How long a virtual machine may take until its agent answers.", 1, 3600, annotation="start-timeout"
     )
+    block_devices: bool = flag(
+        True,
+        "Whether block devices of the host that a config.json lists are given to the container, as disks of its VM. "
+        "Otherwise such a container is refused.",
+    )
 
 
 class TemplateSettings(Section):

@@ -187,6 +187,8 @@ async def update(engine: Engine, params: dict[str, Any], _fds: Fds, _connection:
     resources = params.get("resources")
     if not isinstance(resources, dict):
         raise ConfigError("$.resources: not an object.")
+    # Some engines send all that config.json has; device rules stay as they are, as with runc.
+    resources = {key: value for key, value in resources.items() if key != "devices"}
     container = engine.container(params)
     changed = {container.id: {**container.record["resources"], **resources}}
     # First more room, then the limits that use it; the other way round when there is to be less.

@@ -25,6 +25,7 @@ class Process:
         self._agent = agent
         self._target = {"container": container_id, **({"exec": exec_id} if exec_id else {})}
         self.exec_id = exec_id
+        self.pid = 0  #: in the guest
         self.io = io
         #: The host's process that stands for this one and ends with it, as it does with that; 0 for none.
         self.holder = 0
@@ -63,6 +64,8 @@ class Container:
         self.agent = agent
         self.trace = trace
         self.held = contextlib.ExitStack()
+        #: Gives back its disks, for which the VM is needed.
+        self.disks = contextlib.AsyncExitStack()
         self.processes: dict[str, Process] = {}
         #: Streams of processes that are forgotten, whose output was still under way then.
         self._lingering: list[ProcessIO] = []
@@ -97,6 +100,7 @@ class Container:
             await io.close()
             raise
         process = Process(self.agent, self.id, exec_id, io)
+        process.pid = pid
         self.processes[exec_id] = process
         return process, pid
 
@@ -105,9 +109,10 @@ class Container:
         return await self.agent.call(method, {"container": self.id, **(params or {})}, CREATE_TIMEOUT)
 
     async def close(self) -> None:
-        """Give back streams, mounts, log and image."""
+        """Give back streams, disks, mounts, log and image."""
         for io in (*(process.io for process in self.processes.values()), *self._lingering):
             with contextlib.suppress(HakoError):
                 await io.close()
+        await self.disks.aclose()
         # In a thread, for the layer may be large.
         await asyncio.to_thread(self.held.close)

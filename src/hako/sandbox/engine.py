@@ -14,7 +14,7 @@ from hako import ids, store
 from hako.config.settings import Config
 from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError
 from hako.oci import check as oci_check
-from hako.sandbox import calls, records, sizes, translate
+from hako.sandbox import calls, disks, guestdevices, records, sizes, translate
 from hako.sandbox import params as params_of
 from hako.sandbox.container import Container, Process
 from hako.sandbox.control import Connection, ControlServer, Fds
@@ -26,7 +26,9 @@ from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.sandbox.vm import Vm
-from hako.storage import mountlist
+from hako.storage import block, mountlist
+from hako.storage.block import Plan
+from hako.storage.sources import OpenDisk
 from hako.storage.tree import SharedTree
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Engine:
         self.run_dir = records.run_dir(spec.id)
         self.data_dir = records.data_dir(spec.id)
         self.tree = SharedTree(os.path.join(self.run_dir, "shared")) if warm is None else warm.tree
+        self.disks = disks.Disks()
         self.containers: dict[str, Container] = {}
         if warm is not None:
             self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
@@ -173,7 +176,7 @@ class Engine:
         vm.agent.on_lost = None
         running = any(container.record["status"] != "stopped" for container in self.containers.values())
         # By virtiofs what a process has written is on the host when it has ended, mapped files included.
-        if running or (self._has_to_write and vm.info["share"] != "virtiofs"):
+        if running or len(self.disks) or (self._has_to_write and vm.info["share"] != "virtiofs"):
             with contextlib.suppress(HakoError):
                 await vm.agent.call("Shutdown", {}, calls.STOP_TIMEOUT)
         if self._watchers:
@@ -185,6 +188,7 @@ class Engine:
             self._ready.exception()  # nobody may be asking
         for task in self._watchers:
             task.cancel()
+        self.disks.ending = True
         for container in self.containers.values():
             await container.close()
         if self._own_network.wanted:
@@ -236,34 +240,22 @@ class Engine:
         terminal = bool(spec["process"].get("terminal", False))
         start = params.get("start") is True
         trace = Trace()
-        with contextlib.ExitStack() as held:
+        plan = Plan(container_id, devices=self.config.sandbox.block_devices)
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as opened:
             stdio = fds.take(params.get("stdio", []), (*params_of.FD_NAMES, params_of.MOUNTS))
             held.callback(_close_all, stdio)
             with trace.span("root file system", "container"), self.tree.seen_from(stdio.pop(params_of.MOUNTS, None)):
-                log_writer, guest = self._prepare(container_id, spec, params, held)
+                log_writer, guest = self._prepare(spec, params, plan, held)
+                files = disks.open_all(plan, self.tree, opened)
             vm = await self.vm()
             self._consult_resolv_conf(guest.spec)
             await self.fit({container_id: params_of.resources(spec)})
             container = Container(vm.agent, container_id, trace)
-            keep_stdin, lingers = params.get("keep_stdin") is True, params.get("lingers") is True
-            io = ProcessIO(
-                vm.agent,
-                terminal=terminal,
-                log=log_writer,
-                keep_stdin=keep_stdin,
-                lingers=lingers,
-                started=start,
-                trace=trace,
-            )
-            call = {"container": container_id, "spec": guest.spec, "start": start, **params_of.size(params)}
-            call |= {"prepare": guest.prepare} if guest.prepare else {}
-            with trace.span("create", "container"):
-                given = dict(stdio)
-                stdio.clear()  # they belong to the streams from now on
-                if start:
-                    await self.machine.network.settled()
-                process, pid = await container.run("Create", call, "", io, given)
-                await self._settle(container)
+            async with container.disks:
+                await self._attach(vm, plan, files, container, guest.spec)
+                opened.close()
+                process = await self._run(container, guest, params, log_writer, stdio)
+                container.disks = container.disks.pop_all()
             container.held = held.pop_all()
         if start:  # by the same call
             trace.moment("start", "container")
@@ -276,7 +268,50 @@ class Engine:
         self.state["containers"][container_id] = container.record
         self.save()
         self.watch(container, process)
-        return {"pid": pid, "trace": self.trace_of(container)}
+        return {"pid": process.pid, "trace": self.trace_of(container)}
+
+    async def _attach(
+        self, vm: Vm, plan: Plan, files: list[OpenDisk], container: Container, spec: dict[str, Any]
+    ) -> None:
+        """Give the VM what the container needs of disks, and ``spec`` the numbers that they have there."""
+        if not plan.disks:
+            return
+        with container.trace.span("disks", "container"):
+            nodes = await self.disks.attach(vm, plan, files)
+        container.disks.push_async_callback(self.disks.detach, vm, container.id)
+        guestdevices.renumber(spec, nodes)
+
+    async def _run(
+        self,
+        container: Container,
+        guest: translate.GuestSpec,
+        params: dict[str, Any],
+        log_writer: LogWriter | None,
+        stdio: dict[str, int],
+    ) -> Process:
+        """Have the agent make the container; ``stdio`` is empty then."""
+        start = params.get("start") is True
+        terminal = bool(guest.spec["process"].get("terminal", False))
+        keep_stdin = params.get("keep_stdin") is True
+        io = ProcessIO(
+            container.agent,
+            terminal=terminal,
+            log=log_writer,
+            keep_stdin=keep_stdin,
+            lingers=params.get("lingers") is True,
+            started=start,
+            trace=container.trace,
+        )
+        call = {"container": container.id, "spec": guest.spec, "start": start, **params_of.size(params)}
+        call |= {"prepare": guest.prepare} if guest.prepare else {}
+        with container.trace.span("create", "container"):
+            given = dict(stdio)
+            stdio.clear()  # they belong to the streams from now on
+            if start:
+                await self.machine.network.settled()
+            process, _ = await container.run("Create", call, "", io, given)
+            await self._settle(container)
+        return process
 
     def _consult_resolv_conf(self, spec: dict[str, Any]) -> None:
         """Have names resolved that only the network's own name servers know, if the container's file names such."""
@@ -299,9 +334,13 @@ class Engine:
         return [*self.trace.spans, *container.trace.spans]
 
     def _prepare(
-        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], held: contextlib.ExitStack
+        self, spec: dict[str, Any], params: dict[str, Any], plan: Plan, held: contextlib.ExitStack
     ) -> tuple[LogWriter | None, translate.GuestSpec]:
-        """The host's side of a new container: its image, layer, mounts and log, given back by ``held``."""
+        """The host's side of a new container: its image, layer, mounts and log, given back by ``held``.
+
+        What it needs of disks is added to ``plan``.
+        """
+        container_id = plan.container_id
         layer = self._layer(container_id)
         if params.get("digest"):
             from hako.ociimage import api as ociimage
@@ -314,10 +353,14 @@ class Engine:
         held.callback(self._drop_layer, container_id)
         held.callback(self.tree.remove, container_id)
         lower = params.get("lower")
+        root = ""
         if isinstance(lower, str):
             self.tree.add_overlay(container_id, lower, layer)
         elif params.get("rootfs"):
-            self.tree.add_mounts(container_id, mountlist.parse(params["rootfs"]))
+            if block.for_guest(params["rootfs"]):
+                root = plan.add_rootfs(params["rootfs"])
+            else:
+                self.tree.add_mounts(container_id, mountlist.parse(params["rootfs"]))
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self.shares]
@@ -330,6 +373,8 @@ class Engine:
             self.tree,
             joined=joined if isinstance(joined, dict) else None,
             strict=params.get("strict") is True,
+            plan=plan,
+            root=root,
         )
         if params.get("log") is not True:
             return None, guest

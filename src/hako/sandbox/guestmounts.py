@@ -12,6 +12,7 @@ from typing import Any
 
 from hako.errors import ConfigError
 from hako.sandbox import guestdevices
+from hako.storage import block
 from hako.storage.base import NAME
 from hako.storage.sources import Source
 from hako.storage.tree import SharedTree
@@ -38,9 +39,18 @@ _SHM = "/dev/shm"
 class Mounts:
     """Translates the mounts of one container; what the agent has to make ready collects in ``memory``."""
 
-    def __init__(self, container_id: str, tree: SharedTree) -> None:
+    def __init__(
+        self,
+        container_id: str,
+        tree: SharedTree,
+        plan: block.Plan | None = None,
+        rules: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Disks are added to ``plan``; ``rules`` are the container's device rules."""
         self._container_id = container_id
         self._tree = tree
+        self._plan = plan
+        self._rules = rules or []
         self.memory: dict[str, str] = {}  #: memory file systems by name, with their mount options
         self.modules: dict[str, bool] = {}  #: kernel modules that bound devices need
 
@@ -55,6 +65,9 @@ class Mounts:
                 self._bind(mount, where, found)
             elif mount.get("type", "") in _TYPES:
                 found.append(mount)
+            elif self._plan is not None and block.is_block(mount):
+                source = self._plan.add_mount(mount, where)
+                found.append({**mount, "type": "bind", "source": source, "options": ["rbind"]})
             else:
                 raise ConfigError(
                     f"{where}.type: a container in a VM cannot have {mount.get('type') or 'a mount without a type'} at "
@@ -100,6 +113,8 @@ class Mounts:
         return {**mount, "type": "bind", "source": f"{MEMORY}/{name}"}
 
     def _device(self, mount: dict[str, Any], source: Source, where: str) -> dict[str, Any]:
+        if source.kind == "b" and guestdevices.as_disk(source.device, self._plan, self._rules):
+            return {**mount, "type": "bind", "source": guestdevices.marker(source.device)}
         meant = guestdevices.known(source.kind, *source.device)
         if meant is None:
             raise guestdevices.refused(where, str(mount["source"]))

@@ -28,7 +28,7 @@ from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
 from hako.storage import mountlist
 from hako.storage.mountlist import Mount
-from hako.storage.sources import Source, look
+from hako.storage.sources import OpenDisk, Source, look, open_device, open_disk
 from hako.threads import in_thread_of_its_own
 
 T = TypeVar("T")
@@ -129,6 +129,12 @@ class SharedTree:
     def look(self, source: str) -> Source:
         """What ``source`` is. Raises ConfigError."""
         return self._at_origin(lambda: look(source))
+
+    def open_disk(self, path: str, *, readonly: bool, device: tuple[int, int] | None = None) -> OpenDisk:
+        """Open ``path``, or the block device with the numbers ``device``, as a disk of the VM. Raises ConfigError."""
+        if device is not None:
+            return self._at_origin(lambda: open_device(*device, readonly=readonly))
+        return self._at_origin(lambda: open_disk(path, readonly=readonly))
 
     def _bind(self, source: str, target: str, *, recursive: bool = True) -> None:
         """Show ``source`` at ``target``, ``recursive``: with what is mounted below it. Raises HostError."""

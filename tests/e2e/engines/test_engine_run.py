@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import blockfiles
 from support.children import started
 from support.engines import IMAGE, Box, Engine, differs
 from support.terminals import OnTerminal
@@ -221,3 +222,17 @@ def test_attaching_to_pipes(box: Box) -> None:
         client.input.flush()
         assert client.wait(60) == (4 if box.docker else 0)
     assert box.until_state("reader", "exited")["ExitCode"] == 4
+
+
+def test_a_block_device(box: Box, tmp_path: Path) -> None:
+    image = tmp_path / "raw"
+    image.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
+    with blockfiles.loop(image) as host:
+        script = "head -c 13 /dev/xvda; printf back | dd of=/dev/xvda bs=512 seek=1 conv=sync 2>/dev/null"
+        assert box.output("run", "--rm", "--device", f"{host}:/dev/xvda", IMAGE, "sh", "-c", script) == "from the host"
+        with open(host, "rb") as file:
+            file.seek(512)
+            assert file.read(4) == b"back"
+        script = "head -c 13 /dev/xvda; (echo x >/dev/xvda) 2>/dev/null || echo ' refused'"
+        said = box.output("run", "--rm", "--device", f"{host}:/dev/xvda:r", IMAGE, "sh", "-c", script)
+        assert said == "from the host refused"

@@ -33,6 +33,7 @@ class Refusing(Bench):
 
 
 GOOD_SPEC = {"process": {"args": ["true"]}}
+MOUNT = {"type": "ext4", "source": "", "flags": 0, "data": ""}
 NAMES: list[object] = ["", "-a", ".a", "a/b", "a" * 129, "ä", "a\n", 1, None, ["a"], {"a": 1}, True]
 
 CASES: list[tuple[str, dict[str, Any], str]] = [
@@ -74,6 +75,21 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("Pod", {"hostname": "", "whole": {}}, "inside"),
     ("Pod", {"hostname": "", "inside": {}}, "whole"),
     ("Pod", {"hostname": "", "inside": {}, "whole": {"../x": "1"}}, "sysctls"),
+    ("AttachDisks", {"container": "c"}, "disks"),
+    ("AttachDisks", {"container": "c", "disks": ["a/b"]}, "disks"),
+    ("AttachDisks", {"container": "c", "disks": ["a"] * 257}, "disks"),
+    ("AttachDisks", {"container": "../c", "disks": []}, "container"),
+    ("AttachDisks", {"container": "c", "disks": [], "modules": [1]}, "modules"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": {}}, "mounts"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{}]}, "mounts.type"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "flags": "ro"}]}, "mounts.flags"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "data": "\0"}]}, "mounts.data"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "disk": "b"}]}, "not among"),
+    ("AttachDisks", {"container": "c", "disks": ["a"], "mounts": [{**MOUNT, "devices": ["b"]}]}, "not among"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "inside": [1]}]}, "mounts.inside"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "make": [{"path": "0"}]}]}, "mounts.make"),
+    ("DetachDisks", {"container": "c"}, "disks"),
+    ("DetachDisks", {"disks": []}, "container"),
     ("Create", {"container": "c", "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": [], "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": {}, "stdio": {}}, "process"),
