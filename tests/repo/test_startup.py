@@ -45,6 +45,7 @@ def test_importing_hako_imports_nothing_else() -> None:
         "hako.agent.main",
         "hako.agent.network",
         "hako.agent.resolver",
+        "hako.agent.sockets",
         "hako.wire.queries",
         "hako.wire.frames",
         "hako.wire.calls",
