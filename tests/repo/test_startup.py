@@ -57,6 +57,12 @@ def test_the_guest_imports_little(module: str) -> None:
     assert not modules_after(f"import {module}") & NOT_IN_GUEST
 
 
+def test_the_guest_starts_without_what_few_need() -> None:
+    found = modules_after("import hako.agent.main")
+    assert "hako.agent.channel" in found
+    assert not found & {f"hako.agent.{name}" for name in ("links", "network", "redirect", "resolver", "sockets")}
+
+
 @pytest.mark.parametrize("arguments", [["version"], ["--help"]])
 def test_the_command_line_starts_without_slow_modules(arguments: list[str]) -> None:
     run = "try:\n    ended = main()\nexcept SystemExit as stop:\n    ended = stop.code\nassert not ended"

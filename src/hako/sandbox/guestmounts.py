@@ -12,6 +12,7 @@ from typing import Any
 
 from hako.errors import ConfigError
 from hako.sandbox import guestdevices
+from hako.sandbox.hostsockets import HostSockets
 from hako.storage.base import NAME
 from hako.storage.sources import Source
 from hako.storage.tree import SharedTree
@@ -36,11 +37,15 @@ _SHM = "/dev/shm"
 
 
 class Mounts:
-    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``."""
+    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``.
 
-    def __init__(self, container_id: str, tree: SharedTree) -> None:
+    Sockets of the host go into ``sockets``; where that is None they are refused.
+    """
+
+    def __init__(self, container_id: str, tree: SharedTree, sockets: HostSockets | None = None) -> None:
         self._container_id = container_id
         self._tree = tree
+        self._sockets = sockets
         self.memory: dict[str, str] = {}  #: memory file systems by name, with their mount options
         self.modules: dict[str, bool] = {}  #: kernel modules that bound devices need
 
@@ -74,6 +79,9 @@ class Mounts:
                 f"{where}: {mount['source']} shows the host's kernel ({source.filesystem}), and a container in a VM "
                 "has another one; leave it away, or mount the guest's own."
             )
+        elif source.kind == "socket" and self._sockets is not None:
+            path = self._sockets.add(self._container_id, where, str(mount["source"]), source, self._tree)
+            found.append({**mount, "type": "bind", "source": path})
         elif source.kind in ("socket", "fifo"):
             raise ConfigError(
                 f"{where}: {mount['source']} is a {source.kind}, which joins processes of one kernel; "

@@ -16,6 +16,7 @@ from hako.errors import ConfigError
 from hako.oci import namespaces, seccomp_bpf
 from hako.sandbox import guestdevices, guestresources, guestsysctl
 from hako.sandbox.guestmounts import SHARE, Mounts, is_bind
+from hako.sandbox.hostsockets import HostSockets
 from hako.storage.tree import SharedTree
 
 __all__ = ["GuestSpec", "is_bind", "to_guest", "translate"]
@@ -47,12 +48,14 @@ def translate(
     *,
     joined: Mapping[str, str] | None = None,
     strict: bool = False,
+    sockets: HostSockets | None = None,
 ) -> GuestSpec:
     """The guest's version of ``spec``, its host mounts added to ``tree``. Raises ConfigError, HostError.
 
     ``spec`` must have passed hako.oci.check; it is not changed. ``joined`` gives for namespaces of the host, by path,
     the path in the guest of what stands for them there. ``strict`` is for an engine's config.json: a namespace that
-    it leaves out is the host's, and is refused; hooks for the host are left to the caller, who runs them.
+    it leaves out is the host's, and is refused; hooks for the host are left to the caller, who runs them. ``sockets``
+    takes the UNIX sockets of the host that are among the mounts; without it they are refused.
     """
     _refuse_foreign(spec)
     guest = copy.deepcopy(spec)
@@ -66,7 +69,7 @@ def translate(
     guest["root"] = {"path": f"{SHARE}/{container_id}/rootfs", "readonly": readonly}
     if "process" in guest:
         guest["process"] = guestresources.process(guest["process"])
-    mounts = Mounts(container_id, tree)
+    mounts = Mounts(container_id, tree, sockets)
     guest["mounts"] = mounts.translate(guest.get("mounts", []))
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in guest["mounts"]):
         # The container's files, shared with the host, cannot hold the device nodes that every container has.
