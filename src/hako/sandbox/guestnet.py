@@ -19,6 +19,7 @@ from hako.network.api import Network
 from hako.network.endpoint import Attachment, Endpoint
 from hako.network.tap import Tap
 from hako.network.watch import watch
+from hako.sandbox.forward import Forward
 from hako.sandbox.resolver import Resolver
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class GuestNetwork:
         self._agent: AgentClient | None = None
         #: Give it the resolv.conf of each container.
         self.resolver = Resolver()
+        self._forward = Forward()
 
     def add_card(self, nic: Nic) -> tuple[int, ...]:
         """The queues of a new tap for the card ``nic``; release() when QEMU has them. Blocks. Raises HostError."""
@@ -68,10 +70,11 @@ class GuestNetwork:
             card.tap.close()
         self._cards.clear()
 
-    async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient) -> None:
+    async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient, *, forward: bool = False) -> None:
         """Give the guest the interfaces of the network namespace at ``path``, now and as they come and go.
 
-        The guest sets them up in the background; settled() waits for it. Raises HakoError; it has no network then.
+        ``forward``: what connects to the namespace's loopback reaches the guest's. The guest sets its interfaces up in
+        the background; settled() waits for it. Raises HakoError; it has no network then.
         """
         if self._network is not None:
             raise StateError("The virtual machine has a network already.")
@@ -82,6 +85,8 @@ class GuestNetwork:
             for endpoint in await asyncio.to_thread(network.endpoints):
                 await self._attach(network, endpoint)
             self.resolver.connect(path, agent)
+            if forward:
+                await self._forward.start(path, agent)
         except BaseException:
             await self.close()
             raise
@@ -161,6 +166,7 @@ class GuestNetwork:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watching = self._telling = None
         await self.resolver.close()
+        await self._forward.close()
         network, self._network = self._network, None
         if network is not None:
             with contextlib.suppress(HakoError):
