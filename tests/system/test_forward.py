@@ -65,6 +65,17 @@ print(received == data)
 """
 
 
+#: A name server in the container, and a question to it.
+_OWN_SERVER = """
+import socket
+own, client = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+own.bind(("127.0.0.1", 53))
+client.sendto(b"to my own", ("127.0.0.1", 53))
+own.settimeout(10)
+print(own.recv(100).decode())
+"""
+
+
 def start(sandbox: hako.Sandbox, *addresses: str) -> Container:
     """A container with a server at these addresses of the guest's."""
     container = sandbox.create(["sleep", "1000"], image="busybox", mounts=PYTHON)
@@ -135,6 +146,22 @@ def test_ports_are_not_forwarded_unasked_nor_after_a_kill(tmp_path: Path) -> Non
         until(lambda: not os.path.exists(client.socket_path(sandbox.id)))
         with contextlib.suppress(NotFoundError):
             sandbox.delete()
+
+    on_host(tmp_path, body)
+
+
+def test_a_pods_own_name_server_is_not_taken_for_one_of_the_hosts(tmp_path: Path) -> None:
+    """Its address in the namespace leads back into the guest, where a relay would ask itself."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 127.0.0.1\n")
+
+    def body(path: str) -> None:
+        with hako.Sandbox("busybox") as sandbox:
+            client.call(sandbox.id, "Network", {"path": path, "forward": True})
+            mounts = [*PYTHON, Mount(str(file), "/etc/resolv.conf")]
+            container = sandbox.create(["sleep", "1000"], mounts=mounts)
+            done: Any = container.run(["/usr/bin/python3", "-IS", "-c", _OWN_SERVER])
+            assert done.stdout == "to my own\n", done.stderr
 
     on_host(tmp_path, body)
 

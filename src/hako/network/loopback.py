@@ -27,10 +27,12 @@ _MAP_LOOKUP, _SK_RELEASE, _SK_ASSIGN = 1, 86, 124  # functions of the kernel's
 #: struct bpf_sk_lookup; addresses in network byte order.
 _FAMILY, _PROTOCOL, _REMOTE_IP4, _REMOTE_IP6, _LOCAL_IP4, _LOCAL_IP6 = 8, 12, 16, 20, 40, 44
 _PASS = 1
+#: The addresses at which connections are taken.
+LOOPBACKS = ("127.0.0.1", "::1")
 #: Where to listen, and the options IP_FREEBIND and IPV6_FREEBIND (include/uapi/linux/in.h, in6.h).
 _LISTENERS = {
-    socket.AF_INET: ("127.0.0.1", socket.IPPROTO_IP, 15),
-    socket.AF_INET6: ("::1", socket.IPPROTO_IPV6, 78),
+    socket.AF_INET: (LOOPBACKS[0], socket.IPPROTO_IP, 15),
+    socket.AF_INET6: (LOOPBACKS[1], socket.IPPROTO_IPV6, 78),
 }
 _BACKLOG = 128
 

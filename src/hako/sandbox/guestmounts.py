@@ -74,14 +74,14 @@ class Mounts:
             _cgroups(mount, where, found)
         elif source.kind in ("c", "b"):
             found.append(self._device(mount, source, where))
+        elif source.kind == "socket" and self._sockets is not None:
+            path = self._sockets.add(self._container_id, where, str(mount["source"]), source, self._tree)
+            found.append({**mount, "type": "bind", "source": path})
         elif source.filesystem in _KERNELS:
             raise ConfigError(
                 f"{where}: {mount['source']} shows the host's kernel ({source.filesystem}), and a container in a VM "
                 "has another one; leave it away, or mount the guest's own."
             )
-        elif source.kind == "socket" and self._sockets is not None:
-            path = self._sockets.add(self._container_id, where, str(mount["source"]), source, self._tree)
-            found.append({**mount, "type": "bind", "source": path})
         elif source.kind in ("socket", "fifo"):
             raise ConfigError(
                 f"{where}: {mount['source']} is a {source.kind}, which joins processes of one kernel; "
