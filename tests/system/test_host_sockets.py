@@ -11,7 +11,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +25,7 @@ from hako.sandbox import records
 from hako.sandbox.api import Container
 from hako.sandbox.requests import Mount
 from support import leaks
+from support.servers import echo, unix_server
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.usefixtures("guest_image", "busybox_image")]
 
@@ -79,41 +80,6 @@ def directory() -> Iterator[str]:
         yield made
 
 
-@contextlib.contextmanager
-def server(path: str, body: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does ``body`` with each connection."""
-    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(256) as threads:
-        listener.bind(path)
-        os.chmod(path, 0o666)
-        listener.listen(256)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connected, _ = listener.accept()
-                    connected.settimeout(60)
-                    threads.submit(_closing, body, connected)
-
-        accepting = threading.Thread(target=serve)
-        accepting.start()
-        try:
-            yield path
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-
-
-def _closing(body: Callable[[socket.socket], None], connected: socket.socket) -> None:
-    with connected, contextlib.suppress(OSError):
-        body(connected)
-
-
-def echo(connected: socket.socket) -> None:
-    while data := connected.recv(1 << 16):
-        connected.sendall(data)
-    connected.shutdown(socket.SHUT_WR)
-
-
 def peer(connected: socket.socket) -> None:
     """Tell the client who it is."""
     _, uid, gid = struct.unpack("3I", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -132,7 +98,7 @@ def create(sandbox: hako.Sandbox, source: str) -> Container:
 
 
 def test_two_containers_at_once(directory: str) -> None:
-    with server(f"{directory}/s", echo) as path, hako.Sandbox("busybox") as sandbox:
+    with unix_server(f"{directory}/s", echo) as path, hako.Sandbox("busybox") as sandbox:
         containers = [create(sandbox, path) for _ in range(2)]
         with ThreadPoolExecutor(2) as threads:
             assert list(threads.map(lambda one: python(one, _ECHO, INSIDE, "16"), containers)) == ["True\n"] * 2
@@ -142,7 +108,7 @@ def test_two_containers_at_once(directory: str) -> None:
 
 
 def test_the_socket_looks_and_works_as_on_the_host(directory: str) -> None:
-    with server(f"{directory}/s", peer) as path, hako.Sandbox("busybox") as sandbox:
+    with unix_server(f"{directory}/s", peer) as path, hako.Sandbox("busybox") as sandbox:
         os.chown(path, 0, 1234)
         os.chmod(path, 0o660)
         container = create(sandbox, path)
@@ -160,7 +126,7 @@ def test_the_socket_looks_and_works_as_on_the_host(directory: str) -> None:
 
 def test_a_server_that_goes(directory: str) -> None:
     with hako.Sandbox("busybox") as sandbox:
-        with server(f"{directory}/s", peer) as path:
+        with unix_server(f"{directory}/s", peer) as path:
             container = create(sandbox, path)
             assert python(container, _READ, INSIDE) == "0:0\n"
         assert python(container, _READ, INSIDE) == "\n"
@@ -180,7 +146,7 @@ def test_what_is_refused(directory: str) -> None:
 def test_the_setting_refuses_sockets(directory: str) -> None:
     config = override(load(), {"sandbox.host_sockets": "false"})
     with (
-        server(f"{directory}/s", peer) as path,
+        unix_server(f"{directory}/s", peer) as path,
         hako.Sandbox("busybox", config=config) as sandbox,
         pytest.raises(ConfigError, match=r"sandbox\.host_sockets"),
     ):
@@ -188,7 +154,7 @@ def test_the_setting_refuses_sockets(directory: str) -> None:
 
 
 def test_the_command_line(directory: str, run_hako: RunHako) -> None:
-    with server(f"{directory}/s", peer) as path:
+    with unix_server(f"{directory}/s", peer) as path:
         volumes = [f"{one.source}:{one.destination}:ro" for one in PYTHON] + [f"{path}:{INSIDE}"]
         flags = [word for volume in volumes for word in ("-v", volume)]
         done = run_hako("run", "--rm", *flags, "busybox", "/usr/bin/python3", "-IS", "-c", _READ, INSIDE)
@@ -206,7 +172,7 @@ def test_nothing_is_left_of_a_sandbox_that_is_killed(directory: str, roots: Root
                 pass
         ended.set()
 
-    with server(f"{directory}/s", hold) as path:
+    with unix_server(f"{directory}/s", hold) as path:
         sandbox = hako.Sandbox("busybox", owned=False)
         container = create(sandbox, path)
         program = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{INSIDE}'); input()"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from hako.sandbox.forward import Forward
 from hako.testing.agent import LocalAgent
 from support.agentside import open_fds
 from support.hostside import until, with_agent
+from support.servers import echo, tcp_server
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and programs in the kernel")
 
@@ -61,42 +61,6 @@ class Pod:
         return received
 
 
-@contextlib.contextmanager
-def server(body: Callable[[socket.socket], None], address: str = "127.0.0.1") -> Iterator[int]:
-    """A server in the guest; its port."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family, backlog=256) as listener:
-        threads: list[threading.Thread] = []
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connected, _ = listener.accept()
-                    connected.settimeout(30)
-                    threads.append(threading.Thread(target=_closing, args=(body, connected)))
-                    threads[-1].start()
-
-        accepting = threading.Thread(target=serve)
-        accepting.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            for thread in [accepting, *threads]:
-                thread.join()
-
-
-def _closing(body: Callable[[socket.socket], None], connected: socket.socket) -> None:
-    with connected, contextlib.suppress(OSError):
-        body(connected)
-
-
-def echo(connected: socket.socket) -> None:
-    while data := connected.recv(1 << 16):
-        connected.sendall(data)
-    connected.shutdown(socket.SHUT_WR)
-
-
 def run(tmp_path: Path, body: Callable[[Pod], Awaitable[None]]) -> None:
     """Run ``body`` with ports that are forwarded; nothing is left afterwards."""
 
@@ -126,7 +90,7 @@ def test_much_flows_both_ways_at_once(tmp_path: Path, address: str, listens_at: 
         received = await asyncio.gather(*(pod.exchange(port, data, address) for _ in range(3)))
         assert [one == data for one in received] == [True] * 3
 
-    with server(echo, listens_at) as port:
+    with tcp_server(echo, listens_at) as port:
         run(tmp_path, body)
 
 
@@ -158,7 +122,7 @@ def test_each_side_can_end_first(tmp_path: Path) -> None:
         writer.close()
         await until(gone.is_set)
 
-    with server(speak_and_listen) as port:
+    with tcp_server(speak_and_listen) as port:
         run(tmp_path, body)
 
 
@@ -176,7 +140,7 @@ def test_connections_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert await reader.read() == b"%d" % index
             writer.close()
 
-    with server(echo) as port:
+    with tcp_server(echo) as port:
         run(tmp_path, body)
 
 
@@ -191,7 +155,7 @@ def test_connections_end_with_it(tmp_path: Path) -> None:
         with pytest.raises(ConnectionRefusedError):
             await pod.connect(port)
 
-    with server(echo) as port:
+    with tcp_server(echo) as port:
         run(tmp_path, body)
 
 

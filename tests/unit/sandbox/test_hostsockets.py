@@ -20,11 +20,13 @@ from hako.agent_client import AgentClient
 from hako.errors import AgentError, ConfigError, HypervisorError, ProtocolError
 from hako.linux import syscalls
 from hako.sandbox import hostsockets, links
+from hako.sandbox.guestmounts import Mounts
 from hako.sandbox.hostsockets import HostSockets
-from hako.storage.sources import look
+from hako.storage.sources import Source, look
 from hako.testing.agent import LocalAgent
 from support.agentside import open_fds
 from support.hostside import until, with_agent
+from support.servers import echo, unix_server
 
 SIZE = 4 << 20
 
@@ -61,44 +63,6 @@ def short() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="h", dir="/tmp") as directory:
         os.chmod(directory, 0o755)
         yield directory
-
-
-@contextlib.contextmanager
-def server(path: str, body: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that does ``body`` with each connection, in a thread."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        os.chmod(path, 0o666)
-        listener.listen(256)
-        threads: list[threading.Thread] = []
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connected, _ = listener.accept()
-                    connected.settimeout(30)
-                    threads.append(threading.Thread(target=_closing, args=(body, connected)))
-                    threads[-1].start()
-
-        accepting = threading.Thread(target=serve)
-        accepting.start()
-        try:
-            yield path
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            for thread in [accepting, *threads]:
-                thread.join()
-
-
-def _closing(body: Callable[[socket.socket], None], connected: socket.socket) -> None:
-    with connected:
-        body(connected)
-
-
-def echo(connected: socket.socket) -> None:
-    while data := connected.recv(1 << 16):
-        connected.sendall(data)
-    connected.shutdown(socket.SHUT_WR)
 
 
 def run(short: str, body: Callable[[Host], Awaitable[None]]) -> None:
@@ -158,7 +122,7 @@ def test_much_flows_both_ways_at_once(short: str) -> None:
         received = await asyncio.gather(*(exchange(path, data) for _ in range(3)))
         assert [hashlib.sha256(one).digest() for one in received] == [hashlib.sha256(data).digest()] * 3
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         run(short, body)
 
 
@@ -172,7 +136,7 @@ def test_a_server_answers_after_the_end_of_the_question(short: str) -> None:
     async def body(host: Host) -> None:
         assert await exchange(await host.give(f"{short}/s"), b"question") == b"noitseuq"
 
-    with server(f"{short}/s", answer):
+    with unix_server(f"{short}/s", answer):
         run(short, body)
 
 
@@ -185,7 +149,7 @@ def test_a_server_that_speaks_first_and_goes(short: str) -> None:
             await send_on(writer)
         writer.close()
 
-    with server(f"{short}/s", lambda connected: connected.sendall(b"hello")):
+    with unix_server(f"{short}/s", lambda connected: connected.sendall(b"hello")):
         run(short, body)
 
 
@@ -204,7 +168,7 @@ def test_a_server_learns_that_its_client_has_gone(short: str) -> None:
         writer.close()
         await until(gone.is_set)
 
-    with server(f"{short}/s", write_until_nobody_reads):
+    with unix_server(f"{short}/s", write_until_nobody_reads):
         run(short, body)
 
 
@@ -228,7 +192,7 @@ def test_a_client_that_does_not_read_holds_up_its_server_alone(short: str) -> No
         done.set()
         slow[1].close()
 
-    with server(f"{short}/flood", flood), server(f"{short}/s", echo):
+    with unix_server(f"{short}/flood", flood), unix_server(f"{short}/s", echo):
         run(short, body)
 
 
@@ -238,10 +202,10 @@ def test_a_server_that_is_not_there(short: str) -> None:
         assert await exchange(path, b"") == b""
         # A server that comes back makes another socket: what was mounted stays what it is.
         os.unlink(f"{short}/s")
-        with server(f"{short}/s", echo):
+        with unix_server(f"{short}/s", echo):
             assert await exchange(path, b"") == b""
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         pass
     run(short, body)
 
@@ -250,10 +214,10 @@ def test_the_socket_is_the_one_that_was_mounted(short: str) -> None:
     async def body(host: Host) -> None:
         path = await host.give(f"{short}/s")
         os.rename(f"{short}/s", f"{short}/elsewhere")
-        with server(f"{short}/s", lambda connected: connected.sendall(b"another one")):
+        with unix_server(f"{short}/s", lambda connected: connected.sendall(b"another one")):
             assert await exchange(path, b"the first") == b"the first"
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         run(short, body)
 
 
@@ -269,7 +233,7 @@ def test_containers_with_one_socket_have_one_in_the_guest(short: str) -> None:
         host.sockets.remove("c2")
         await until(lambda: not os.path.exists(second) and not os.path.exists(other))
 
-    with server(f"{short}/s", echo), server(f"{short}/t", echo):
+    with unix_server(f"{short}/s", echo), unix_server(f"{short}/t", echo):
         run(short, body)
 
 
@@ -279,7 +243,7 @@ def test_removal_works_from_other_threads(short: str) -> None:
         await asyncio.to_thread(host.sockets.remove, "c1")
         await until(lambda: not os.path.exists(path))
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         run(short, body)
 
 
@@ -303,7 +267,7 @@ def test_many_clients(short: str, monkeypatch: pytest.MonkeyPatch) -> None:
             writer.close()
         assert await exchange(path, b"room again") == b"room again"
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         run(short, body)
 
 
@@ -316,7 +280,7 @@ def test_more_sockets_than_a_vm_can_have(short: str, monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match="at most 1 sockets"):
             await host.give(f"{short}/t")
 
-    with server(f"{short}/s", echo), server(f"{short}/t", echo):
+    with unix_server(f"{short}/s", echo), unix_server(f"{short}/t", echo):
         run(short, body)
 
 
@@ -337,6 +301,24 @@ def test_a_server_whose_queue_is_full_is_waited_for(short: str) -> None:
                 assert await exchanging == b""
 
     run(short, body)
+
+
+def test_a_mount_of_a_socket_becomes_one_in_the_guest(short: str) -> None:
+    class Seeing(Tree):
+        def look(self, source: str) -> Source:
+            return look(source)
+
+    mount = {"destination": "/x", "type": "bind", "source": f"{short}/s", "options": ["rbind", "ro"]}
+
+    async def body() -> None:
+        sockets = HostSockets(allowed=True)
+        (found,) = Mounts("c1", Seeing(), sockets).translate([mount])  # type: ignore[arg-type]
+        assert found == {**mount, "source": sockets._sockets[0].guest_path}
+        assert sockets._sockets[0].users == {"c1"}
+        await sockets.close()
+
+    with unix_server(f"{short}/s", echo):
+        asyncio.run(body())
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
@@ -360,7 +342,7 @@ def test_a_server_does_not_notice_that_its_kind_is_found_out(short: str) -> None
         await asyncio.sleep(0.1)
         assert not connected
 
-    with server(f"{short}/s", connected.append):
+    with unix_server(f"{short}/s", connected.append):
         run(short, body)
 
 
@@ -403,7 +385,7 @@ def test_the_server_learns_who_its_client_is(short: str) -> None:
         assert (os.geteuid(), os.getegid()) == (0, 0)
         assert os.stat("/proc/self/fd").st_uid == 0
 
-    with server(f"{short}/s", lambda connected: connected.sendall(_ids_of(connected))):
+    with unix_server(f"{short}/s", lambda connected: connected.sendall(_ids_of(connected))):
         run(short, body)
 
 
@@ -417,7 +399,7 @@ def test_the_hosts_permissions_count(short: str) -> None:
         assert await asyncio.to_thread(_as_user, 1000, 1000, [7], path) == b"welcome"
         assert await asyncio.to_thread(_as_user, 1000, 7, [], path) == b"welcome"
 
-    with server(f"{short}/s", lambda connected: connected.sendall(b"welcome")):
+    with unix_server(f"{short}/s", lambda connected: connected.sendall(b"welcome")):
         run(short, body)
 
 
@@ -480,7 +462,7 @@ def test_a_guest_that_lies_about_its_clients_is_served_no_more(short: str, answe
         assert not sockets._connections
         await sockets.close()
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         asyncio.run(body())
 
 
@@ -495,7 +477,7 @@ def test_a_guest_that_cannot_take_a_client_is_asked_again(short: str, monkeypatc
         await until(lambda: len(agent.closed) == 6)
         await sockets.close()
 
-    with server(f"{short}/s", echo):
+    with unix_server(f"{short}/s", echo):
         asyncio.run(body())
 
 

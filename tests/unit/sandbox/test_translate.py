@@ -194,21 +194,6 @@ def test_the_hosts_kernel_is_not_shown(source: str) -> None:
         to_guest(bind(source))
 
 
-def test_a_socket_of_the_host_is_one_of_the_guests(tmp_path: Path) -> None:
-    class Sockets:
-        def add(self, container_id: str, where: str, source: str, found: Source, tree: object) -> str:
-            assert (container_id, where, source) == ("c1", "$.mounts[0]", str(tmp_path / "sock"))
-            assert (found.kind, isinstance(tree, Tree)) == ("socket", True)
-            return "/run/hako/sockets/x/socket"
-
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "sock"))
-        (guest, _), tree = to_guest(bind(str(tmp_path / "sock"), options=["rbind", "ro"]), sockets=Sockets())
-    mount = next(mount for mount in guest["mounts"] if mount["source"] == "/run/hako/sockets/x/socket")
-    assert (mount["type"], mount["options"]) == ("bind", ["rbind", "ro"])
-    assert not tree.volumes
-
-
 def test_sockets_and_fifos_of_the_host_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as sock:
