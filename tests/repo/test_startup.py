@@ -45,6 +45,7 @@ def test_importing_hako_imports_nothing_else() -> None:
         "hako.agent.main",
         "hako.agent.network",
         "hako.agent.resolver",
+        "hako.agent.sockets",
         "hako.wire.queries",
         "hako.wire.frames",
         "hako.wire.calls",
@@ -54,6 +55,12 @@ def test_importing_hako_imports_nothing_else() -> None:
 )
 def test_the_guest_imports_little(module: str) -> None:
     assert not modules_after(f"import {module}") & NOT_IN_GUEST
+
+
+def test_the_guest_starts_without_what_few_need() -> None:
+    found = modules_after("import hako.agent.main")
+    assert "hako.agent.channel" in found
+    assert not found & {f"hako.agent.{name}" for name in ("links", "network", "redirect", "resolver", "sockets")}
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--help"]])

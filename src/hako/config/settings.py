@@ -90,6 +90,11 @@ class SandboxSettings(Section):
         "Whether block devices of the host that a config.json lists are given to the container, as disks of its VM. "
         "Otherwise such a container is refused.",
     )
+    host_sockets: bool = flag(
+        True,
+        "Whether containers may have UNIX sockets of the host mounted, as by `-v /run/x.sock:/run/x.sock`, and connect "
+        "to them, see [filesystem.md](filesystem.md#sockets-of-the-host). Otherwise such a mount is refused.",
+    )
 
 
 class TemplateSettings(Section):

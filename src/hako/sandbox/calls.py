@@ -13,7 +13,7 @@ from hako import ids
 from hako.agent_client import field
 from hako.errors import ConfigError, HakoError, StateError
 from hako.oci import check as oci_check
-from hako.sandbox import guestresources, guestsysctl, replies
+from hako.sandbox import guestresources, guestsysctl, links, replies
 from hako.sandbox import params as params_of
 from hako.sandbox.control import Connection, Fds
 from hako.sandbox.process_io import ProcessIO
@@ -108,10 +108,28 @@ async def holders(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
 
 
 async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-    """Give the guest the interfaces of a network namespace."""
+    """Give the guest the interfaces of a network namespace; ``forward``: and what connects to its loopback."""
     vm = await engine.vm()
+    path, forward = params_of.text(params, "path"), params.get("forward") is True
     with engine.trace.span("network", "VM"):
-        await engine.machine.network.connect(params_of.text(params, "path"), vm.hypervisor, vm.agent)
+        await engine.machine.network.connect(path, vm.hypervisor, vm.agent, forward=forward)
+    return {}
+
+
+async def dial(engine: Engine, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Connect the socket that comes along with a port of the guest's loopback."""
+    vm = await engine.vm()
+    port = params_of.number(params, "port", 1, 0xFFFF)
+    taken = fds.take(params.get("stdio", []), ("socket",))
+    if not taken:
+        raise ConfigError("$.stdio: there is no socket.")
+    sock = links.own(taken["socket"])
+    try:
+        streams = await links.dial(vm.agent, port)
+    except BaseException:
+        sock.close()
+        raise
+    engine.machine.in_background(links.carry(sock, streams))
     return {}
 
 
@@ -254,6 +272,7 @@ METHODS = {
     "Holders": holders,
     "Network": network,
     "Pod": pod,
+    "Dial": dial,
     "Kill": kill,
     "Resize": resize,
     "CloseStdin": close_stdin,

@@ -19,6 +19,7 @@ from hako.sandbox import params as params_of
 from hako.sandbox.container import Container, Process
 from hako.sandbox.control import Connection, ControlServer, Fds
 from hako.sandbox.guestmounts import SHARE
+from hako.sandbox.hostsockets import HostSockets
 from hako.sandbox.logs import LogWriter
 from hako.sandbox.machine import Machine
 from hako.sandbox.ownnet import OwnNetwork
@@ -70,6 +71,7 @@ class Engine:
             self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
         self.machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
         self._own_network = OwnNetwork(spec, trace)
+        self._host_sockets = HostSockets(allowed=config.sandbox.host_sockets)
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
         self.machine.on_lost = self._on_lost
@@ -191,6 +193,7 @@ class Engine:
         self.disks.ending = True
         for container in self.containers.values():
             await container.close()
+        await self._host_sockets.close()
         if self._own_network.wanted:
             await self.machine.network.close()  # the plugins want the interface for themselves
         await asyncio.gather(self.machine.close(), self._own_network.close())
@@ -249,6 +252,7 @@ class Engine:
                 files = disks.open_all(plan, self.tree, opened)
             vm = await self.vm()
             self._consult_resolv_conf(guest.spec)
+            await self._host_sockets.listen(container_id, vm.agent)
             await self.fit({container_id: params_of.resources(spec)})
             container = Container(vm.agent, container_id, trace)
             async with container.disks:
@@ -352,6 +356,7 @@ class Engine:
         # A failure takes the layer away; the end of the sandbox keeps it if it was asked to retain it.
         held.callback(self._drop_layer, container_id)
         held.callback(self.tree.remove, container_id)
+        held.callback(self._host_sockets.remove, container_id)
         lower = params.get("lower")
         root = ""
         if isinstance(lower, str):
@@ -375,6 +380,7 @@ class Engine:
             strict=params.get("strict") is True,
             plan=plan,
             root=root,
+            sockets=self._host_sockets,
         )
         if params.get("log") is not True:
             return None, guest

@@ -12,6 +12,7 @@ from typing import Any
 
 from hako.errors import ConfigError
 from hako.sandbox import guestdevices
+from hako.sandbox.hostsockets import HostSockets
 from hako.storage import block
 from hako.storage.base import NAME
 from hako.storage.sources import Source
@@ -34,10 +35,16 @@ _KERNELS = frozenset(
 ) | {"efivarfs", "selinuxfs", "nsfs", "binfmt_misc", "hugetlbfs", "fusectl", "rpc_pipefs"}
 _CGROUPS = "/sys/fs/cgroup"
 _SHM = "/dev/shm"
+#: In the path of a pod's emptyDir volume; one of ``medium: Memory`` is a tmpfs that a kubelet has made.
+_EMPTY_DIR = "/kubernetes.io~empty-dir/"
 
 
 class Mounts:
-    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``."""
+    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``.
+
+    Disks are added to ``plan``, sockets of the host to ``sockets``; where these are None there can be none. ``rules``
+    are the container's device rules.
+    """
 
     def __init__(
         self,
@@ -45,12 +52,13 @@ class Mounts:
         tree: SharedTree,
         plan: block.Plan | None = None,
         rules: list[dict[str, Any]] | None = None,
+        sockets: HostSockets | None = None,
     ) -> None:
-        """Disks are added to ``plan``; ``rules`` are the container's device rules."""
         self._container_id = container_id
         self._tree = tree
         self._plan = plan
         self._rules = rules or []
+        self._sockets = sockets
         self.memory: dict[str, str] = {}  #: memory file systems by name, with their mount options
         self.modules: dict[str, bool] = {}  #: kernel modules that bound devices need
 
@@ -82,6 +90,9 @@ class Mounts:
             _cgroups(mount, where, found)
         elif source.kind in ("c", "b"):
             found.append(self._device(mount, source, where))
+        elif source.kind == "socket" and self._sockets is not None:
+            path = self._sockets.add(self._container_id, where, str(mount["source"]), source, self._tree)
+            found.append({**mount, "type": "bind", "source": path})
         elif source.filesystem in _KERNELS:
             raise ConfigError(
                 f"{where}: {mount['source']} shows the host's kernel ({source.filesystem}), and a container in a VM "
@@ -92,7 +103,7 @@ class Mounts:
                 f"{where}: {mount['source']} is a {source.kind}, which joins processes of one kernel; "
                 "a container in a VM cannot reach the host's."
             )
-        elif destination == _SHM and source.filesystem == "tmpfs" and source.kind == "directory":
+        elif _is_memory(source) and (destination == _SHM or _EMPTY_DIR in source.path):
             found.append(self._shm(mount, source))
         else:
             found.append(self._share(mount))
@@ -126,6 +137,11 @@ class Mounts:
 def is_bind(mount: dict[str, Any]) -> bool:
     """Whether ``mount`` shows something of the host's."""
     return mount.get("type") == "bind" or not _BIND_OPTIONS.isdisjoint(mount.get("options") or [])
+
+
+def _is_memory(source: Source) -> bool:
+    """Whether it is a directory that is in the host's memory alone."""
+    return source.filesystem == "tmpfs" and source.kind == "directory"
 
 
 def is_readonly(mount: dict[str, Any]) -> bool:

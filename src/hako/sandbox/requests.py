@@ -163,6 +163,11 @@ def create(
     return params | terminal_size(size)
 
 
+def dial(port: int) -> dict[str, Any]:
+    """Parameters of Dial: the caller's descriptor is connected with ``port`` of the guest."""
+    return {"port": port, "stdio": ["socket"]}
+
+
 def exec(
     container_id: str,
     exec_id: str,

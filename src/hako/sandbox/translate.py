@@ -16,6 +16,7 @@ from hako.errors import ConfigError
 from hako.oci import namespaces, seccomp_bpf
 from hako.sandbox import guestdevices, guestresources, guestsysctl
 from hako.sandbox.guestmounts import SHARE, Mounts, is_bind
+from hako.sandbox.hostsockets import HostSockets
 from hako.storage.block import Plan
 from hako.storage.tree import SharedTree
 
@@ -50,6 +51,7 @@ def translate(
     strict: bool = False,
     plan: Plan | None = None,
     root: str = "",
+    sockets: HostSockets | None = None,
 ) -> GuestSpec:
     """The guest's version of ``spec``, its host mounts added to ``tree``. Raises ConfigError, HostError.
 
@@ -57,7 +59,8 @@ def translate(
     the path in the guest of what stands for them there. ``strict`` is for an engine's config.json: a namespace that
     it leaves out is the host's, and is refused; hooks for the host are left to the caller, who runs them.
     Disks that it needs are added to ``plan``, without which it can have none; guestdevices.renumber() is due when they
-    are attached. ``root`` is where the guest has the root file system; empty: in the share.
+    are attached. ``root`` is where the guest has the root file system; empty: in the share. ``sockets`` takes the UNIX
+    sockets of the host that are among the mounts; without it they are refused.
     """
     _refuse_foreign(spec)
     guest = copy.deepcopy(spec)
@@ -72,7 +75,7 @@ def translate(
     if "process" in guest:
         guest["process"] = guestresources.process(guest["process"])
     rules = (linux.get("resources") or {}).get("devices") or []
-    mounts = Mounts(container_id, tree, plan, rules)
+    mounts = Mounts(container_id, tree, plan, rules, sockets)
     guest["mounts"] = mounts.translate(guest.get("mounts", []))
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in guest["mounts"]):
         # The container's files, shared with the host, cannot hold the device nodes that every container has.

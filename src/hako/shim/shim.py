@@ -153,7 +153,7 @@ class Shim:
             self._network.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _connect(self) -> None:
-        await self.ask("Network", {"path": f"/proc/self/fd/{self.namespace}"}, seconds=None)
+        await self.ask("Network", {"path": f"/proc/self/fd/{self.namespace}", "forward": True}, seconds=None)
 
     @property
     def namespace(self) -> int:

@@ -240,8 +240,8 @@ class Task:
             self._shim.engine.machine.in_background(self._kill_quietly())
 
     async def _kill_quietly(self) -> None:
-        with contextlib.suppress(HakoError):
-            await self.kill(self.init, signal.SIGKILL, everyone=True)
+        with _logged(f"Ending {self.id}"):
+            await self.kill(self.init, int(signal.SIGKILL), everyone=True)
 
     # --- signals and state ---
 

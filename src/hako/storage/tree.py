@@ -136,6 +136,13 @@ class SharedTree:
             return self._at_origin(lambda: open_device(*device, readonly=readonly))
         return self._at_origin(lambda: open_disk(path, readonly=readonly))
 
+    def open_path(self, source: str) -> int:
+        """A descriptor that stands for what is at ``source``, without opening it (O_PATH). Raises ConfigError."""
+        try:
+            return self._at_origin(lambda: os.open(source, os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
+
     def _bind(self, source: str, target: str, *, recursive: bool = True) -> None:
         """Show ``source`` at ``target``, ``recursive``: with what is mounted below it. Raises HostError."""
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,41 @@ def test_volumes(box: Box, tmp_path: Path) -> None:
     assert (tmp_path / "out").stat()[4:6] == (1000, 100)
     assert (tmp_path / "in").read_text() == "changed\n"
     assert box.shell("-v", "shelf:/again", "cat /again/file") == "kept"
+
+
+_ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect("/run/host.sock")
+    s.sendall(b"question")
+    s.shutdown(socket.SHUT_WR)
+    print(s.makefile().read())
+"""
+
+
+def test_a_socket_of_the_host_as_a_volume(box: Box, tmp_path: Path) -> None:
+    """As docker's own socket is given to containers."""
+
+    def answer() -> None:
+        for _ in range(2):
+            connected, _ = listener.accept()
+            with connected, connected.makefile("rb") as incoming:
+                uid, gid = struct.unpack("3I", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1:]
+                connected.sendall(incoming.read()[::-1] + f" {uid} {gid}".encode())
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o666)
+        listener.listen()
+        listener.settimeout(100)
+        answering = threading.Thread(target=answer)
+        answering.start()
+        volumes = [word for path in ("/usr", "/lib", "/lib64") for word in ("-v", f"{path}:{path}:ro")]
+        volumes += ["-v", f"{tmp_path}/s:/run/host.sock"]
+        for user in ("0:0", "1000:1001"):
+            told = box.output("run", "--rm", "-u", user, *volumes, IMAGE, "/usr/bin/python3", "-IS", "-c", _ASK)
+            assert told == f"noitseuq {user.replace(':', ' ')}"
+        answering.join()
 
 
 def test_init(box: Box) -> None:

@@ -41,7 +41,7 @@ def test_each_parameter_is_described(method: str) -> None:
     used = set(re.findall(r'params(?:, |\.get\(|\[)"(\w+)"', code))
     used |= {"container"} if "self._container(params)" in code else set()
     used |= {"width", "height"} if "_sized(" in code or "_size(" in code else set()
-    described = {name for row in rows(method) for name in re.findall(r"[a-z_]+", row[0])}
+    described = {name for row in rows(method) for name in re.findall(r"[a-z_0-9]+", row[0])}
     if method == "Stats":
         described &= {"container"}
     assert described == used
