@@ -114,6 +114,22 @@ def test_memory_of_the_host_elsewhere_is_shared_as_files() -> None:
     assert prepare == {}
 
 
+def test_a_pods_memory_volume_is_the_guests_wherever_it_is_mounted() -> None:
+    source = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache/shm"
+    (one, prepare), tree = to_guest(bind(source, "/cache"))
+    (two, _), _ = to_guest(bind(source, "/elsewhere", "bind", "ro"))
+    (name,) = prepare["memory"]
+    assert one["mounts"][1]["source"] == two["mounts"][1]["source"] == f"/run/hako/memory/{name}"
+    assert two["mounts"][1]["options"] == ["bind", "ro"]
+    assert tree.volumes == []
+
+
+def test_a_pods_volume_on_disk_is_shared_as_files() -> None:
+    (_, prepare), tree = to_guest(bind("/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache", "/cache"))
+    assert len(tree.volumes) == 1
+    assert prepare == {}
+
+
 def test_a_bound_device_is_the_guests_own() -> None:
     (guest, prepare), tree = to_guest(bind("/dev/null", "/srv/null", "bind", "ro"))
     assert guest["mounts"][1]["source"] == "/dev/null"
