@@ -101,13 +101,14 @@ def stats(container_id: str) -> dict[str, Any]:
     return {
         "cpu": table(read(base + "/cpu.stat")),
         "memory": {
+            # Before the sum of its parts, or a container that grows would have more in a part than in all.
+            "stat": table(read(base + "/memory.stat")),
             "usage": _number(read(base + "/memory.current")) or 0,
             "limit": _number(read(base + "/memory.max")),
             "peak": _number(read(base + "/memory.peak")),
             "swap": _number(read(base + "/memory.swap.current")),
             "swap_limit": _number(read(base + "/memory.swap.max")),
             "swap_peak": _number(read(base + "/memory.swap.peak")),
-            "stat": table(read(base + "/memory.stat")),
             "events": table(read(base + "/memory.events")),
         },
         "pids": {

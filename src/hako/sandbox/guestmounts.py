@@ -110,9 +110,12 @@ class Mounts:
 
     def _share(self, mount: dict[str, Any]) -> dict[str, Any]:
         options = [str(option) for option in mount.get("options") or []]
-        path = self._tree.add_volume(
-            self._container_id, str(mount["source"]), readonly=is_readonly(mount), recursive="rbind" in options
-        )
+        source = str(mount["source"])
+        readonly, recursive, deep = is_readonly(mount), "rbind" in options, "rro" in options
+        path = self._tree.add_volume(self._container_id, source, readonly=readonly, recursive=recursive, deep=deep)
+        if readonly and recursive and not deep and self._tree.has_mounts_below(source):
+            # The guest sees one file system, which it can have read-only as a whole only; the host's mount is in part.
+            mount = {**mount, "options": [option for option in options if option not in _READ_ONLY]}
         return {**mount, "type": "bind", "source": f"{SHARE}/{path}"}
 
     def _shm(self, mount: dict[str, Any], source: Source) -> dict[str, Any]:
