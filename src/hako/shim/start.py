@@ -16,7 +16,7 @@ from hako.errors import HakoError, StateError
 from hako.oci import namespaces, pods
 from hako.runtime import hostcgroup
 from hako.runtime.making import read_config
-from hako.sandbox import daemon, records, requests
+from hako.sandbox import daemon, records, requests, sizes
 from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import of_process
 from hako.shim import bootstrap, places
@@ -104,10 +104,7 @@ def _describe(call: Call, spec: dict[str, Any], config: Config) -> SandboxSpec:
         annotations=annotations,
         labels={NAMESPACE_LABEL: call.namespace, CONTAINER_LABEL: call.id},
     )
-    memory, cpus = pods.size(annotations)
-    if memory:
-        sandbox = sandbox._replace(memory=max(sandbox.memory, requests.whole_mebibytes(memory + requests.OVERHEAD)))
-    return sandbox._replace(vcpus=max(sandbox.vcpus, -int(-cpus // 1)))
+    return sizes.for_pod(sandbox, *pods.size(annotations))
 
 
 def _is_systemds(spec: dict[str, Any]) -> bool:

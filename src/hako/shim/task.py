@@ -298,6 +298,9 @@ class Task:
 
     async def pids(self) -> list[int]:
         """Its processes: the first one's pid is the holder's, as elsewhere; the others' are the guest's."""
+        if self.init.ended.is_set():
+            # containerd 2, when it is started, removes a task that has none, and nobody would learn its exit code.
+            return [self.init.pid]
         found = await self._shim.ask("Ps", {"container": self.guest_id})
         return [self.init.pid if pid == self.guest_pid else pid for pid in _pids(found)]
 
