@@ -9,12 +9,11 @@ Facts: include/uapi/linux/bpf.h of the kernel.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 import sys
 
-from hako.agent import cgroups
+from hako.agent import bpf, cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ else:
 
 PORT = 53
 
-_NR_BPF = 321
-_PROG_LOAD, _LINK_CREATE = 5, 28
 _CGROUP_SOCK_ADDR = 18
 _CONNECT4, _CONNECT6, _SENDMSG4, _RECVMSG4, _RECVMSG6, _PEERNAME4, _PEERNAME6 = 10, 11, 14, 19, 20, 29, 30
 #: Where processes name an address. What an IPv6 socket sends to an address of IPv4 passes SENDMSG4.
@@ -36,9 +33,6 @@ _FROM = (_RECVMSG4, _RECVMSG6, _PEERNAME4, _PEERNAME6)
 _IPV6 = (_CONNECT6, _RECVMSG6, _PEERNAME6)
 #: struct bpf_sock_addr: user_ip4, user_ip6[0 to 3], user_port; all in network byte order.
 _USER_IP4, _USER_IP6, _USER_PORT = 4, 8, 24
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def install(servers: Iterable[tuple[bytes, int]]) -> list[int]:
@@ -51,9 +45,9 @@ def install(servers: Iterable[tuple[bytes, int]]) -> list[int]:
     root = os.open(cgroups.MOUNT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for kind in (*_TO, *_FROM):
-            program = _load(kind, _program(kind, ports))
+            program = bpf.load(_CGROUP_SOCK_ADDR, kind, b"hako_resolver", _program(kind, ports))
             try:
-                links.append(_bpf(_LINK_CREATE, struct.pack("=4I", program, root, kind, 0)))
+                links.append(bpf.link(program, root, kind))
             finally:
                 os.close(program)
     except BaseException:
@@ -72,7 +66,7 @@ def _program(kind: int, servers: list[tuple[bytes, int]]) -> bytes:
         found, wanted = (PORT, port) if kind in _TO else (port, PORT)
         # r2 = port; r3 = the new one; context.user_port = r3
         steps = _unless(_USER_PORT, struct.pack(">HH", found, 0), 2)
-        steps += _op(0xB7, 3, 0, 0, socket.htons(wanted)) + _op(0x63, 1, 3, _USER_PORT, 0)
+        steps += bpf.op(bpf.MOVE, 3, 0, 0, socket.htons(wanted)) + bpf.op(bpf.STORE, 1, 3, _USER_PORT, 0)
         words = [(_USER_IP4, address)]
         if kind in _IPV6:
             mapped = bytes(10) + b"\xff\xff" + address
@@ -80,33 +74,10 @@ def _program(kind: int, servers: list[tuple[bytes, int]]) -> bytes:
         for offset, word in reversed(words):
             steps = _unless(offset, word, len(steps) // 8) + steps
         code += steps
-    return code + _op(0xB7, 0, 0, 0, 1) + _op(0x95, 0, 0, 0, 0)  # return 1
+    return code + bpf.op(bpf.MOVE, 0, 0, 0, 1) + bpf.op(bpf.EXIT, 0, 0, 0, 0)  # return 1
 
 
 def _unless(offset: int, word: bytes, skipped: int) -> bytes:
     """Skip so many instructions unless the context has these four bytes at ``offset``. Uses r2."""
-    return _op(0x61, 2, 1, offset, 0) + _op(0x56, 2, 0, skipped, int.from_bytes(word, sys.byteorder, signed=True))
-
-
-def _op(code: int, target: int, source: int, offset: int, value: int) -> bytes:
-    return struct.pack("=BBhi", code, target | source << 4, offset, value)
-
-
-def _load(kind: int, program: bytes) -> int:
-    code = ctypes.create_string_buffer(program, len(program))
-    licence = ctypes.create_string_buffer(b"")
-    name = b"hako_resolver"
-    # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, prog_name,
-    # prog_ifindex, expected_attach_type
-    fields = (_CGROUP_SOCK_ADDR, len(program) // 8, ctypes.addressof(code), ctypes.addressof(licence))
-    return _bpf(_PROG_LOAD, struct.pack("=IIQQIIQII16sII", *fields, 0, 0, 0, 0, 0, name, 0, kind))
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    """bpf(2), for commands that give a descriptor."""
-    given = ctypes.create_string_buffer(attributes, len(attributes))
-    result = int(_libc.syscall(ctypes.c_long(_NR_BPF), ctypes.c_int(command), given, ctypes.c_uint(len(attributes))))
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"bpf: {os.strerror(number)}")
-    return result
+    value = int.from_bytes(word, sys.byteorder, signed=True)
+    return bpf.op(bpf.LOAD, 2, 1, offset, 0) + bpf.op(bpf.UNLESS_EQUAL, 2, 0, skipped, value)

@@ -114,7 +114,7 @@ def uptime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def _write(path: str, data: bytes) -> None:
+def write_file(path: str, data: bytes) -> None:
     """Write a small file. A clone does it for the first time, and Python's file objects are a lot of code for that."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -135,7 +135,7 @@ def set_hostname(name: str) -> None:
 
 def set_machine_id(text: str) -> None:
     """Give the VM the machine id ``text`` (machine-id(5)); containers have files of their own."""
-    _write("/etc/machine-id", f"{text}\n".encode())
+    write_file("/etc/machine-id", f"{text}\n".encode())
 
 
 def set_mac(mac: bytes) -> None:
@@ -158,7 +158,7 @@ def ignore_pci_hotplug() -> None:
     It would do so by interpreted ACPI code (GPE 1 of QEMU's machines), before it does anything else.
     """
     try:
-        _write("/sys/firmware/acpi/interrupts/gpe01", b"mask\n")
+        write_file("/sys/firmware/acpi/interrupts/gpe01", b"mask\n")
     except OSError:
         return  # a machine without it; the kernel goes on looking after devices itself
     global _hotplug_ignored
@@ -168,7 +168,7 @@ def ignore_pci_hotplug() -> None:
 def find_plugged_devices() -> None:
     """Find PCI devices that have been plugged in, if the kernel does not do that by itself."""
     if _hotplug_ignored:
-        _write("/sys/bus/pci/rescan", b"1")
+        write_file("/sys/bus/pci/rescan", b"1")
 
 
 def reserve_memory(*, little: bool) -> None:
@@ -177,13 +177,13 @@ def reserve_memory(*, little: bool) -> None:
     if not _usual_reserve:
         with open(path, "rb") as file:
             _usual_reserve.append(file.read(32))
-    _write(path, b"256" if little else _usual_reserve[0])
+    write_file(path, b"256" if little else _usual_reserve[0])
 
 
 def drop_caches() -> None:
     """Write everything out and let go of what can be read again: the VM is about to be frozen."""
     os.sync()
-    _write("/proc/sys/vm/drop_caches", b"3")
+    write_file("/proc/sys/vm/drop_caches", b"3")
 
 
 def online_vcpus(wanted: int) -> int:
@@ -196,7 +196,7 @@ def online_vcpus(wanted: int) -> int:
         with open(path, encoding="ascii") as file:
             is_online = file.read(1) == "1"
         if is_online != (online < wanted):
-            _write(path, b"1" if online < wanted else b"0")
+            write_file(path, b"1" if online < wanted else b"0")
         online += online < wanted
     return online
 
