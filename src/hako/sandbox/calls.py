@@ -106,9 +106,11 @@ async def holders(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
 
 async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Give the guest the interfaces of a network namespace."""
+    path = params_of.text(params, "path")
+    engine.machine.network.prepare(path)
     vm = await engine.vm()
     with engine.trace.span("network", "VM"):
-        await engine.machine.network.connect(params_of.text(params, "path"), vm.hypervisor, vm.agent)
+        await engine.machine.network.connect(path, vm.hypervisor, vm.agent)
     return {}
 
 
