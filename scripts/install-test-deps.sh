@@ -37,6 +37,8 @@ if [ -n "$(missing_packages $TEST_PACKAGES)" ]; then
     apt_install "what the tests use" $TEST_PACKAGES
 fi
 ensure_lists
+# What hako's shim is tested under beside this Debian's own containerd.
+bash "$HERE/scripts/fetch-containerd.sh" "$HERE/.cache/containerd-sid" sid
 ensure_python
 make_user
 mapfile -t wanted < <(requirements)

@@ -9,7 +9,9 @@ PACKAGES="$PACKAGES containernetworking-plugins iptables"
 
 # What only the tests use: a registry to pull from, a terminal to type into, a check of the scripts; engines that run
 # containers with hako, and with what it is compared with.
-TEST_PACKAGES="docker-registry tmux shellcheck docker.io podman runc crun catatonit"
+TEST_PACKAGES="docker-registry tmux shellcheck docker.io containerd podman runc crun catatonit"
+# Makes file systems for disks, and looks into them.
+TEST_PACKAGES="$TEST_PACKAGES e2fsprogs erofs-utils"
 
 # What only the benchmark uses: what hako is compared with.
 BENCH_PACKAGES="runc docker.io iptables podman"

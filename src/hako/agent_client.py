@@ -109,6 +109,12 @@ class InputStream:
             view = view[len(piece) :]
             await self._client.send_data(frames.encode(self.number, frames.DATA, bytes(piece)))
 
+    async def wait_closed(self) -> None:
+        """Wait until nothing more can be sent: the guest takes no more, or close() was called."""
+        while not self.closed:
+            self._wake.clear()
+            await self._wake.wait()
+
     def close(self) -> None:
         """The end of the input."""
         if not self.closed:

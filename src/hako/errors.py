@@ -12,6 +12,7 @@ The text of an error is the sentence the user reads: what is wrong, where, and w
     ├── HypervisorError    the VM could not be started, or died
     ├── AgentError         the agent in the guest refused or failed a call
     ├── ProtocolError      the other side broke the protocol
+    ├── UnsupportedError   hako cannot do this, whatever is given
     └── TimedOutError      an answer did not come in time
 """
 
@@ -103,6 +104,12 @@ class ProtocolError(HakoError):
     """The peer sent something that is not the protocol. The connection is of no use any more."""
 
     grpc_code = GRPC_UNAVAILABLE
+
+
+class UnsupportedError(HakoError):
+    """What is asked for is nothing that hako, or a VM, can do."""
+
+    grpc_code = GRPC_UNIMPLEMENTED
 
 
 class TimedOutError(HakoError):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from hako.errors import ConfigError, HypervisorError, StateError
+from hako.errors import ConfigError, HypervisorError, NotFoundError, StateError
 from hako.hypervisor import probe_guest
-from hako.hypervisor.base import AgentChannel, Backends, Balloon, Hypervisor, MemoryDevice, Rng, VmSpec
+from hako.hypervisor.base import AgentChannel, Backends, Balloon, Disk, Hypervisor, MemoryDevice, Rng, VmSpec
 from hako.hypervisor.qemu import QemuVm
 from hako.template import memory
 from hako.testing.hypervisor import FakeVm
@@ -130,7 +130,8 @@ def test_a_dead_vm_obeys_no_more_and_says_why(driver: Driver) -> None:
     async def body(vm: Hypervisor) -> None:
         await vm.start()
         await vm.stop()
-        for call in (vm.pause, vm.resume, vm.balloon, lambda: vm.resize_memory(0), lambda: vm.add_vcpus(1)):
+        gone = (lambda: vm.resize_memory(0), lambda: vm.add_vcpus(1), lambda: vm.unplug(Disk("none")))
+        for call in (vm.pause, vm.resume, vm.balloon, *gone):
             with pytest.raises(HypervisorError, match="The VM of contract ended: it was stopped"):
                 await call()
 
@@ -256,6 +257,83 @@ def test_no_balloon(driver: Driver) -> None:
         await vm.start()
         with pytest.raises(HypervisorError):
             await vm.balloon()
+
+    run(driver.make(driver.staying), body)
+
+
+@contextlib.contextmanager
+def opened(path: str, *, readonly: bool) -> Iterator[int]:
+    """The file ``path`` of 64 KiB, which is made if there is none."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.truncate(fd, 64 << 10)
+    if readonly:
+        os.close(fd)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_files(vm: Hypervisor, path: str) -> int:
+    """How often the hypervisor has ``path`` open; 0 for one that is pretended."""
+    if isinstance(vm, FakeVm) or vm.pid is None:
+        return 0
+    directory = f"/proc/{vm.pid}/fd"
+    return sum(os.readlink(f"{directory}/{name}") == path for name in os.listdir(directory))
+
+
+def test_disks_come_and_go(driver: Driver, tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "disk")
+
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        for number in range(3):
+            disk = Disk(f"d{number}", readonly=number == 1)
+            with opened(path, readonly=disk.readonly) as fd:
+                await vm.plug(disk, [fd])
+            assert isinstance(vm, FakeVm) or open_files(vm, path)
+            with opened(path, readonly=False) as fd, pytest.raises(StateError, match="has a disk"):
+                await vm.plug(disk, [fd])
+            await vm.unplug(disk)
+            assert open_files(vm, path) == 0
+            with pytest.raises(NotFoundError):
+                await vm.unplug(disk)
+        assert await vm.status() == "running"
+
+    run(driver.make(driver.staying), body)
+
+
+def test_a_disk_is_what_it_is_said_to_be(driver: Driver, tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "disk")
+
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with opened(path, readonly=True) as fd:
+            for wrong in (Disk("wrong"), Disk("wrong", readonly=True, block=True)):
+                with pytest.raises(HypervisorError):
+                    await vm.plug(wrong, [fd])
+            for impossible in (Disk(""), Disk("a b"), Disk("x" * 21), Disk("x", sector=513)):
+                with pytest.raises(ConfigError):
+                    await vm.plug(impossible, [fd])
+            assert open_files(vm, path) == 0
+            await vm.plug(Disk("right", readonly=True), [fd])
+
+    run(driver.make(driver.staying), body)
+
+
+def test_many_disks_and_then_no_more(driver: Driver, tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "disk")
+
+    async def body(vm: Hypervisor) -> None:
+        await vm.start()
+        with opened(path, readonly=True) as fd:
+            for number in range(vm.capabilities.disks):
+                await vm.plug(Disk(f"d{number}", readonly=True), [fd])
+            with pytest.raises(StateError, match="no room for another"):
+                await vm.plug(Disk("another", readonly=True), [fd])
+            await vm.unplug(Disk("d7", readonly=True))
+            await vm.plug(Disk("another", readonly=True), [fd])
 
     run(driver.make(driver.staying), body)
 

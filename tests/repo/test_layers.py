@@ -12,6 +12,7 @@ from support import source
 
 #: From the top down. What stands in one row does not import each other.
 LAYERS = (
+    {"shim"},
     {"cli", "aio", "runtime"},
     {"sandbox", "check"},
     {"storage", "template"},

@@ -47,9 +47,11 @@ def test_importing_hako_imports_nothing_else() -> None:
         "hako.agent.ahead",
         "hako.agent.network",
         "hako.agent.resolver",
+        "hako.agent.sockets",
         "hako.wire.queries",
         "hako.wire.frames",
         "hako.wire.calls",
+        "hako.wire.protobuf",
         "hako.linux.syscalls",
     ],
 )
@@ -68,6 +70,12 @@ daemon.serve_prepared(theirs.detach())"""
     loaded = modules_after(code)
     assert {"hako.sandbox.engine", "qemu.qmp", "asyncio.sslproto"} <= loaded
     assert not loaded & {"ssl", "_ssl"}
+
+
+def test_the_guest_starts_without_what_few_need() -> None:
+    found = modules_after("import hako.agent.main")
+    assert "hako.agent.channel" in found
+    assert not found & {f"hako.agent.{name}" for name in ("links", "network", "redirect", "resolver", "sockets")}
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--help"]])

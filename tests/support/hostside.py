@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from hako.agent_client import AgentClient, OutputStream
 from hako.errors import HakoError
+from hako.sandbox.logs import LogWriter
+from hako.sandbox.process_io import ProcessIO
 from hako.testing.agent import LocalAgent
 
 Body = Callable[[AgentClient, LocalAgent], Awaitable[None]]
@@ -59,3 +62,44 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+class Started:
+    """A container whose streams a ProcessIO owns."""
+
+    def __init__(self, client: AgentClient, io: ProcessIO) -> None:
+        self.client = client
+        self.io = io
+
+    async def wait(self) -> int:
+        """Wait for its end, then for its output; the exit status."""
+        status = int((await self.client.call("Wait", {"container": "c"}))["exit_status"])
+        await self.io.drained()
+        return status
+
+
+async def start(
+    client: AgentClient,
+    script: str,
+    fds: dict[str, int] | None = None,
+    *,
+    terminal: bool = False,
+    log: LogWriter | None = None,
+    keep_stdin: bool = False,
+    lingers: bool = False,
+) -> Started:
+    """Run ``script`` with ``fds``, which are owned from now on."""
+    io = ProcessIO(client, terminal=terminal, log=log, keep_stdin=keep_stdin, lingers=lingers)
+    stdio = io.open_streams(fds or {})
+    spec = config("sh", "-c", script, terminal=terminal)
+    await client.call("Create", {"container": "c", "spec": spec, "stdio": stdio, "start": True})
+    return Started(client, io)
+
+
+def read_now(fd: int) -> bytes:
+    """All that is in the pipe ``fd`` up to its end."""
+    pieces = []
+    while piece := os.read(fd, 1 << 20):
+        pieces.append(piece)
+    os.close(fd)
+    return b"".join(pieces)

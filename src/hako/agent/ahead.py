@@ -83,7 +83,7 @@ class Ahead:
             if len(data) > _PIPE and fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _MAX_CONFIG) < len(data):
                 return False
             # It reads the file once more, to keep a copy.
-            system.write_file(self._config + ".new", data)
+            system.write(self._config + ".new", data)
             os.rename(self._config + ".new", self._config)
             return os.write(fd, data) == len(data)
         except OSError:

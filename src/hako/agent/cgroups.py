@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hako.wire.calls import MAX_PROCESSES
+from hako.wire.calls import MAX_DEVICES, MAX_PROCESSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ MOUNT = "/sys/fs/cgroup"
 _MAX_COMMAND = 4096
 _MAX_COMMANDS = 128 << 10
 _MAX_READ = 1 << 20
+
+_IO = ("rbytes", "wbytes", "rios", "wios")
+_PRESSURE = ("avg10", "avg60", "avg300", "total")
+_NETWORK = tuple(f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped"))
 
 
 def directory(container_id: str) -> str:
@@ -106,30 +110,97 @@ def pids(container_id: str) -> list[int]:
 
 
 def stats(container_id: str) -> dict[str, Any]:
-    """Usage of a container: cpu (microseconds), memory and io (bytes), pids; None stands for no limit."""
+    """Usage of a container: cpu (microseconds), memory and io (bytes), pids; None stands for no limit.
+
+    ``network`` is the whole VM's, which its containers share.
+    """
     base = directory(container_id)
-    io = {"rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0}
-    for line in read(base + "/io.stat").splitlines():
-        for word in line.split()[1:]:
-            name, _, value = word.partition("=")
-            if name in io and value.isdigit():
-                io[name] += int(value)
+    devices = _devices(read(base + "/io.stat"))
     return {
         "cpu": table(read(base + "/cpu.stat")),
         "memory": {
+            # Before the sum of its parts, or a container that grows would have more in a part than in all.
+            "stat": table(read(base + "/memory.stat")),
             "usage": _number(read(base + "/memory.current")) or 0,
             "limit": _number(read(base + "/memory.max")),
             "peak": _number(read(base + "/memory.peak")),
             "swap": _number(read(base + "/memory.swap.current")),
-            "stat": table(read(base + "/memory.stat")),
+            "swap_limit": _number(read(base + "/memory.swap.max")),
+            "swap_peak": _number(read(base + "/memory.swap.peak")),
             "events": table(read(base + "/memory.events")),
         },
         "pids": {
             "current": _number(read(base + "/pids.current")) or 0,
             "limit": _number(read(base + "/pids.max")),
         },
-        "io": io,
+        "io": {name: sum(device[name] for device in devices) for name in _IO} | {"devices": devices},
+        "hugetlb": _huge_pages(base),
+        "pressure": {name: _pressure(read(f"{base}/{name}.pressure")) for name in ("cpu", "memory", "io")},
+        "network": _interfaces(read("/proc/net/dev")),
     }
+
+
+def _devices(text: str) -> list[dict[str, int]]:
+    """The block devices of io.stat, MAX_DEVICES at most."""
+    found = []
+    for line in text.splitlines()[:MAX_DEVICES]:
+        number, *words = line.split()
+        major, _, minor = number.partition(":")
+        values = dict.fromkeys(_IO, 0)
+        for word in words:
+            name, _, value = word.partition("=")
+            if name in values and value.isdigit():
+                values[name] = int(value)
+        if major.isdigit() and minor.isdigit():
+            found.append({"major": int(major), "minor": int(minor), **values})
+    return found
+
+
+def _huge_pages(base: str) -> list[dict[str, Any]]:
+    """One entry for each size of huge pages; ``page`` is as in the files' names, such as ``2MB``."""
+    try:
+        names = os.listdir(base)
+    except OSError:
+        return []
+    found = []
+    for name in sorted(names):
+        start, _, rest = name.partition(".")
+        page, _, what = rest.partition(".")
+        if start == "hugetlb" and what == "current":
+            file = f"{base}/hugetlb.{page}"
+            events = table(read(file + ".events"))
+            current, limit = _number(read(file + ".current")) or 0, _number(read(file + ".max"))
+            found.append({"page": page, "current": current, "limit": limit, "failures": events.get("max", 0)})
+    return found[:MAX_DEVICES]
+
+
+def _pressure(text: str) -> dict[str, dict[str, int]]:
+    """``some`` and ``full`` of a pressure file: averages in hundredths of a percent, ``total`` in microseconds."""
+    found = {}
+    for line in text.splitlines():
+        kind, *words = line.split()
+        if kind in ("some", "full"):
+            values = dict.fromkeys(_PRESSURE, 0)
+            for word in words:
+                name, _, value = word.partition("=")
+                digits = value.replace(".", "")
+                if name in values and digits.isdigit():
+                    values[name] = int(digits)
+            found[kind] = values
+    return found
+
+
+def _interfaces(text: str) -> list[dict[str, Any]]:
+    """The counters of /proc/net/dev, without the loopback's; MAX_DEVICES at most."""
+    found: list[dict[str, Any]] = []
+    for line in text.splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        values = rest.split()
+        if name.strip() != "lo" and len(values) >= 16 and len(found) < MAX_DEVICES:
+            # Of each direction the first four: bytes, packets, errors, dropped ones.
+            counters = [int(value) for value in (*values[:4], *values[8:12])]
+            found.append({"name": name.strip(), **dict(zip(_NETWORK, counters, strict=True))})
+    return found
 
 
 def processes(container_id: str) -> list[dict[str, Any]]:

@@ -391,7 +391,7 @@ class Containers:
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:
-    system.write_file(path, jsontext.dumps(value))
+    system.write(path, jsontext.dumps(value))
 
 
 def _unlink(path: str) -> None:

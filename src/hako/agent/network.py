@@ -313,7 +313,7 @@ def _set_name(kernel: Netlink, link: Link, name: str) -> None:
 def _set_link(kernel: Netlink, link: Link, entry: Interface) -> None:
     if link.ipv6 != entry.ipv6:
         try:
-            system.write_file(_DISABLE_IPV6.format(entry.name), b"0" if entry.ipv6 else b"1")
+            system.write(_DISABLE_IPV6.format(entry.name), b"0" if entry.ipv6 else b"1")
         except FileNotFoundError:
             pass  # a kernel without IPv6
     arp = not link.flags & rtnetlink.IFF_NOARP

@@ -13,7 +13,8 @@ import os
 import struct
 import sys
 
-from hako.agent import bpf, cgroups
+from hako.agent import cgroups
+from hako.linux import bpf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def install(servers: Iterable[tuple[bytes, int]]) -> list[int]:
     root = os.open(cgroups.MOUNT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for kind in (*_TO, *_FROM):
-            program = bpf.load(_CGROUP_SOCK_ADDR, kind, b"hako_resolver", _program(kind, ports))
+            program = bpf.load(_CGROUP_SOCK_ADDR, kind, _program(kind, ports), b"hako_resolver")
             try:
-                links.append(bpf.link(program, root, kind))
+                links.append(bpf.attach(program, root, kind))
             finally:
                 os.close(program)
     except BaseException:
@@ -66,7 +67,7 @@ def _program(kind: int, servers: list[tuple[bytes, int]]) -> bytes:
         found, wanted = (PORT, port) if kind in _TO else (port, PORT)
         # r2 = port; r3 = the new one; context.user_port = r3
         steps = _unless(_USER_PORT, struct.pack(">HH", found, 0), 2)
-        steps += bpf.op(bpf.MOVE, 3, 0, 0, socket.htons(wanted)) + bpf.op(bpf.STORE, 1, 3, _USER_PORT, 0)
+        steps += bpf.op(0xB7, 3, 0, 0, socket.htons(wanted)) + bpf.op(0x63, 1, 3, _USER_PORT, 0)
         words = [(_USER_IP4, address)]
         if kind in _IPV6:
             mapped = bytes(10) + b"\xff\xff" + address
@@ -74,10 +75,9 @@ def _program(kind: int, servers: list[tuple[bytes, int]]) -> bytes:
         for offset, word in reversed(words):
             steps = _unless(offset, word, len(steps) // 8) + steps
         code += steps
-    return code + bpf.op(bpf.MOVE, 0, 0, 0, 1) + bpf.op(bpf.EXIT, 0, 0, 0, 0)  # return 1
+    return code + bpf.op(0xB7, 0, 0, 0, 1) + bpf.op(0x95, 0, 0, 0, 0)  # return 1
 
 
 def _unless(offset: int, word: bytes, skipped: int) -> bytes:
     """Skip so many instructions unless the context has these four bytes at ``offset``. Uses r2."""
-    value = int.from_bytes(word, sys.byteorder, signed=True)
-    return bpf.op(bpf.LOAD, 2, 1, offset, 0) + bpf.op(bpf.UNLESS_EQUAL, 2, 0, skipped, value)
+    return bpf.op(0x61, 2, 1, offset, 0) + bpf.op(0x56, 2, 0, skipped, int.from_bytes(word, sys.byteorder, signed=True))

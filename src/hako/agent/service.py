@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import sys
 import time
 
 from hako.agent import cgroups, system
@@ -16,6 +17,8 @@ from hako.wire import calls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from hako.agent.sockets import Sockets
 
     Params = dict[str, Any]
 
@@ -31,6 +34,8 @@ _NETWORK_PAUSE = 0.01
 _RESIZE_TRIES = 1000
 _RESIZE_PAUSE = 0.01
 _LAST_STREAM = (1 << 32) - 1
+#: The largest user or group; one more stands for none.
+_LAST_ID = (1 << 32) - 2
 
 
 def _bad(text: str) -> calls.CallError:
@@ -101,6 +106,7 @@ class Service:
         self._loop = loop
         self._channel: Channel | None = None
         self._containers: Containers | None = None
+        self._sockets: Sockets | None = None
         self._first_memory = system.memory()["total"]
         self.ended = Future()
 
@@ -126,6 +132,14 @@ class Service:
     def _store(self) -> Containers:
         assert self._containers is not None
         return self._containers
+
+    @property
+    def _host_sockets(self) -> Sockets:
+        from hako.agent.sockets import Sockets
+
+        if self._sockets is None:
+            self._sockets = Sockets(self._loop)
+        return self._sockets
 
     def _container(self, params: Params) -> Container:
         return self._store.get(_name(params, "container"))
@@ -162,7 +176,8 @@ class Service:
         system.reserve_memory(little=squeeze)
         # What only some VMs need is loaded now, once, instead of in each clone.
         import hako.agent.ephemeral
-        import hako.agent.resolver  # noqa: F401
+        import hako.agent.resolver
+        import hako.agent.sockets  # noqa: F401
         from hako.agent import network
 
         system.drop_caches()
@@ -230,6 +245,57 @@ class Service:
         asking, answering = (_integer(params, "stdout", 1, _LAST_STREAM), _integer(params, "stdin", 1, _LAST_STREAM))
         assert self._channel is not None
         resolver.Relay(self._loop, self._channel, addresses, asking, answering)  # its streams keep it
+        return {}
+
+    async def pod(self, params: Params) -> Params:
+        from hako.agent import pod
+
+        hostname = _name(params, "hostname") if params.get("hostname") else ""
+        return {"pid": pod.make(hostname, _object(params, "inside"), _object(params, "whole"))}
+
+    async def attach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        container_id = _name(params, "container")
+        mounts, modules = params.get("mounts", []), params.get("modules", [])
+        return {"disks": await disks.attach(self._loop, container_id, wanted, mounts, modules)}
+
+    async def detach_disks(self, params: Params) -> Params:
+        from hako.agent import disks
+
+        wanted = disks.serials(params.get("disks"), "disks")
+        await disks.detach(self._loop, _name(params, "container"), wanted)
+        return {}
+
+    async def listen(self, params: Params) -> Params:
+        path = self._host_sockets.listen(
+            _name(params, "socket"),
+            _integer(params, "mode", 0, 0o7777),
+            _integer(params, "uid", 0, _LAST_ID),
+            _integer(params, "gid", 0, _LAST_ID),
+        )
+        return {"path": path}
+
+    async def accept(self, params: Params) -> Params:
+        from hako.agent.links import Link
+
+        listener = self._host_sockets.get(_name(params, "socket"))
+        incoming, outgoing = (_integer(params, "stdin", 1, _LAST_STREAM), _integer(params, "stdout", 1, _LAST_STREAM))
+        assert self._channel is not None
+        return await listener.accept(Link(self._loop, self._channel, incoming, outgoing))
+
+    async def unlisten(self, params: Params) -> Params:
+        self._host_sockets.unlisten(_name(params, "socket"))
+        return {}
+
+    async def dial(self, params: Params) -> Params:
+        from hako.agent import sockets
+
+        port, ipv6 = _integer(params, "port", 1, 0xFFFF), _flag(params, "ipv6")
+        incoming, outgoing = (_integer(params, "stdin", 1, _LAST_STREAM), _integer(params, "stdout", 1, _LAST_STREAM))
+        assert self._channel is not None
+        await sockets.dial(self._loop, self._channel, port, incoming, outgoing, ipv6=ipv6)
         return {}
 
     async def create(self, params: Params) -> Params:
@@ -317,6 +383,10 @@ class Service:
 
     async def shutdown(self, _params: Params) -> Params:
         await self._store.close()
+        if "hako.agent.disks" in sys.modules:  # some were attached
+            from hako.agent import disks
+
+            await disks.unmount_all(self._loop)
         system.unmount_shares()
         return {}
 
@@ -330,6 +400,13 @@ _METHODS = {
     "LoadModules": Service.load_modules,
     "Network": Service.network,
     "Resolve": Service.resolve,
+    "Pod": Service.pod,
+    "AttachDisks": Service.attach_disks,
+    "DetachDisks": Service.detach_disks,
+    "Listen": Service.listen,
+    "Accept": Service.accept,
+    "Unlisten": Service.unlisten,
+    "Dial": Service.dial,
     "Create": Service.create,
     "Start": Service.start,
     "Exec": Service.exec,

@@ -39,6 +39,8 @@ _FIRST_MOUNTS = (
 _hotplug_ignored = False
 #: Paths of the host's shares.
 _mounted: set[str] = set()
+#: Modules that load_on_demand() has loaded.
+_loaded: set[str] = set()
 #: What reserve_memory() found when it was first called.
 _usual_reserve: list[bytes] = []
 
@@ -78,6 +80,8 @@ def forget_bytecode() -> None:
 
 def load_on_demand(name: str) -> None:
     """Load one of the image's other modules with what it depends on. Raises CallError when it has none such."""
+    if name in _loaded:
+        return
     paths = _modules()["demand"].get(name)
     if paths is None:
         raise calls.CallError(calls.NOT_FOUND, f"the guest image has no kernel module {name}")
@@ -87,6 +91,7 @@ def load_on_demand(name: str) -> None:
         for path in paths:
             with open(path, "rb") as file:
                 syscalls.init_module(zlib.decompress(file.read(), _GZIP), path)
+    _loaded.add(name)
 
 
 def _modules() -> dict[str, Any]:
@@ -117,7 +122,7 @@ def uptime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def write_file(path: str, data: bytes) -> None:
+def write(path: str, data: bytes) -> None:
     """Write a small file. A clone does it for the first time, and Python's file objects are a lot of code for that."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -138,7 +143,7 @@ def set_hostname(name: str) -> None:
 
 def set_machine_id(text: str) -> None:
     """Give the VM the machine id ``text`` (machine-id(5)); containers have files of their own."""
-    write_file("/etc/machine-id", f"{text}\n".encode())
+    write("/etc/machine-id", f"{text}\n".encode())
 
 
 def set_mac(mac: bytes) -> None:
@@ -161,7 +166,7 @@ def ignore_pci_hotplug() -> None:
     It would do so by interpreted ACPI code (GPE 1 of QEMU's machines), before it does anything else.
     """
     try:
-        write_file("/sys/firmware/acpi/interrupts/gpe01", b"mask\n")
+        write("/sys/firmware/acpi/interrupts/gpe01", b"mask\n")
     except OSError:
         return  # a machine without it; the kernel goes on looking after devices itself
     global _hotplug_ignored
@@ -171,7 +176,7 @@ def ignore_pci_hotplug() -> None:
 def find_plugged_devices() -> None:
     """Find PCI devices that have been plugged in, if the kernel does not do that by itself."""
     if _hotplug_ignored:
-        write_file("/sys/bus/pci/rescan", b"1")
+        write("/sys/bus/pci/rescan", b"1")
 
 
 def reserve_memory(*, little: bool) -> None:
@@ -180,13 +185,13 @@ def reserve_memory(*, little: bool) -> None:
     if not _usual_reserve:
         with open(path, "rb") as file:
             _usual_reserve.append(file.read(32))
-    write_file(path, b"256" if little else _usual_reserve[0])
+    write(path, b"256" if little else _usual_reserve[0])
 
 
 def drop_caches() -> None:
     """Write everything out and let go of what can be read again: the VM is about to be frozen."""
     os.sync()
-    write_file("/proc/sys/vm/drop_caches", b"3")
+    write("/proc/sys/vm/drop_caches", b"3")
 
 
 def online_vcpus(wanted: int) -> int:
@@ -199,7 +204,7 @@ def online_vcpus(wanted: int) -> int:
         with open(path, encoding="ascii") as file:
             is_online = file.read(1) == "1"
         if is_online != (online < wanted):
-            write_file(path, b"1" if online < wanted else b"0")
+            write(path, b"1" if online < wanted else b"0")
         online += online < wanted
     return online
 

@@ -85,6 +85,16 @@ class SandboxSettings(Section):
     start_timeout: float = seconds(
         60, "How long a virtual machine may take until its agent answers.", 1, 3600, annotation="start-timeout"
     )
+    block_devices: bool = flag(
+        True,
+        "Whether block devices of the host that a config.json lists are given to the container, as disks of its VM. "
+        "Otherwise such a container is refused.",
+    )
+    host_sockets: bool = flag(
+        True,
+        "Whether containers may have UNIX sockets of the host mounted, as by `-v /run/x.sock:/run/x.sock`, and connect "
+        "to them, see [filesystem.md](filesystem.md#sockets-of-the-host). Otherwise such a mount is refused.",
+    )
 
 
 class TemplateSettings(Section):

@@ -18,8 +18,10 @@ from hako.guestimage.elf import modinfo
 REQUIRED = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "virtio_rng", "overlay")
 #: Loaded at boot when the kernel has them. A clone finds loaded what its template has loaded.
 BOOT_OPTIONAL = ("virtio_balloon", "virtio_net", "virtiofs", "virtio_mem")
+#: What disks of containers need.
+SCSI_DISKS = ("scsi_mod", "sd_mod", "virtio_scsi")
 #: Carried when the kernel has them, loaded when a device or a file system asks for them.
-ON_DEMAND = ("virtio_blk", "erofs", "ext4", "vmw_vsock_virtio_transport", "tun", "loop")
+ON_DEMAND = ("virtio_blk", *SCSI_DISKS, "erofs", "ext4", "vmw_vsock_virtio_transport", "tun", "loop")
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 _SIGNATURE_STRUCT = 12

@@ -21,6 +21,12 @@ AGENT_PORT = "hako.agent"
 #: A 9p mount tag is a virtio configuration field; Linux copies at most this many bytes of it.
 MAX_TAG = 31
 
+#: Serial numbers of disks: what SCSI and virtio disks alike can tell the guest.
+_SERIAL = re.compile(r"[0-9A-Za-z]{1,20}")
+
+#: Sizes of a disk's logical blocks in bytes.
+_SECTORS = (512, 1024, 2048, 4096)
+
 MIN_MEMORY = 64 << 20
 
 MAX_VCPUS = 255
@@ -68,6 +74,25 @@ class Nic(NamedTuple):
         """Raises ConfigError when the address is none."""
         if not _MAC.fullmatch(self.mac):
             raise ConfigError(f"The MAC address {self.mac!r} is not valid: write it as 02:00:00:00:00:01.")
+
+
+class Disk(NamedTuple):
+    """A disk that is plugged in with an open file or block device of the host, whose bytes are its content as they are.
+
+    The guest finds it by its serial number. What the guest flushes is on the host's storage when the flush is done.
+    """
+
+    serial: str  #: 1 to 20 letters and digits, no two alike
+    readonly: bool = False  #: its descriptor is open for reading only
+    block: bool = False  #: the descriptor is a block device's; others may use that too, while a file is guarded
+    sector: int = 512  #: bytes of a logical block
+
+    def check(self) -> None:
+        """Raises ConfigError for a disk that cannot be."""
+        if not _SERIAL.fullmatch(self.serial):
+            raise ConfigError(f"The serial number {self.serial!r} is not valid: use 1 to 20 letters and digits.")
+        if self.sector not in _SECTORS:
+            raise ConfigError(f"A disk cannot have blocks of {self.sector} bytes: use {_SECTORS[0]} to {_SECTORS[-1]}.")
 
 
 class MemoryDevice(NamedTuple):
@@ -174,6 +199,7 @@ class Capabilities(NamedTuple):
     share_virtiofs: bool = True
     clone: bool = True  #: freeze, and start from a frozen VM
     grow: bool = True  #: memory and vCPUs can be added to a running VM
+    disks: int = 256  #: how many can be plugged in at a time
 
 
 class VmExit(NamedTuple):
@@ -259,10 +285,17 @@ class Hypervisor(Protocol):
         Together with its memory file this is all that a clone needs. Kill the VM afterwards.
         """
 
-    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
-        """Add a share, or a card whose tap has the queues ``fds``, to the running VM.
+    async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:
+        """Add a share, a card whose tap has the queues ``fds``, or a disk whose file is the only one of ``fds``.
 
-        The descriptors stay the caller's. Raises HypervisorError when it is refused.
+        The descriptors stay the caller's. Raises HypervisorError when it is refused, as a disk is whose file another
+        VM writes to, and StateError when there is no room for another disk.
+        """
+
+    async def unplug(self, disk: Disk) -> None:
+        """Take a disk away that was plugged in, whether the guest has let go of it or not.
+
+        When it returns the hypervisor has nothing of it any more. Raises NotFoundError for a disk that there is not.
         """
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:

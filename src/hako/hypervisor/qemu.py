@@ -21,6 +21,7 @@ from hako.hypervisor.base import (
     Backends,
     Capabilities,
     CloneError,
+    Disk,
     MemoryDevice,
     Nic,
     ShareVirtiofs,
@@ -28,6 +29,7 @@ from hako.hypervisor.base import (
     VmSpec,
 )
 from hako.hypervisor.console import LOG_CAP, BoundedLog, SocketReader
+from hako.hypervisor.disks import DiskBus
 from hako.hypervisor.qemu_args import backend_fds, build_argv, virtiofs_device
 from hako.proc import BASE_ENV
 
@@ -108,6 +110,7 @@ class QemuVm:
         self._requested = False
         self._fatal = ""
         self._cards = 0  # that were plugged in
+        self._disks = DiskBus(self.spec.id, self.capabilities.disks)
 
     @property
     def pid(self) -> int | None:
@@ -207,12 +210,17 @@ class QemuVm:
         await self._command("stop")
         await migration.save(self._monitor(), self._backends.state)
 
-    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
-        if isinstance(device, Nic):
+    async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:
+        if isinstance(device, Disk):
+            await self._disks.add(self._monitor(), device, *fds)
+        elif isinstance(device, Nic):
             self._cards += 1
             await hotplug.add_nic(self._monitor(), device, f"nic{self._cards}", fds)
         else:
             await self._monitor().execute("device_add", virtiofs_device(device))
+
+    async def unplug(self, disk: Disk) -> None:
+        await self._disks.remove(self._monitor(), disk)
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:
         if self.spec.find(MemoryDevice) is None:

@@ -10,6 +10,7 @@ from hako.hypervisor.base import (
     Backends,
     Balloon,
     Device,
+    Disk,
     MemoryDevice,
     Nic,
     Rng,
@@ -31,6 +32,7 @@ SERIAL_PORTS = 2
 # Names of devices and objects, for commands to a running VM.
 MEMORY_DEVICE = "memory1"
 SHARE_CHARDEV = "virtiofs"
+DISK_CONTROLLER = "disks"
 
 # Virtio 1 only: probing a device that also speaks the older dialect takes the guest longer.
 _MODERN = "disable-legacy=on"
@@ -104,6 +106,34 @@ def nic_device(nic: Nic, name: str) -> dict[str, object]:
     properties |= {"romfile": "", "disable-legacy": "on", "guest_announce": "off"}
     # One interrupt for each queue of each pair, one for the configuration and one for the control queue.
     return properties if nic.queues == 1 else {**properties, "mq": "on", "vectors": 2 * nic.queues + 2}
+
+
+def controller_device() -> dict[str, object]:
+    """The properties of what disks are plugged into, as for QMP's device_add."""
+    # The guest is told by its agent of what comes and goes, which is quicker than its kernel's finding out.
+    properties: dict[str, object] = {"driver": "virtio-scsi-pci", "id": DISK_CONTROLLER, "hotplug": False}
+    return {**properties, "num_queues": 1, "disable-legacy": "on"}
+
+
+def disk_node(disk: Disk, path: str) -> dict[str, object]:
+    """What is behind a disk, as for QMP's blockdev-add: the file ``path`` as it is, whatever format it may look like.
+
+    Through the host's page cache, which the guest's flushes write out. A file that is written to is locked against
+    other VMs; a block device is as open to others as it is to programs of the host.
+    """
+    properties: dict[str, object] = {"driver": "host_device" if disk.block else "file", "filename": path}
+    properties |= {"node-name": f"file-{disk.serial}", "read-only": disk.readonly, "auto-read-only": False}
+    properties |= {"locking": "off" if disk.block else "auto", "aio": "threads", "discard": "unmap"}
+    return {**properties, "cache": {"direct": False, "no-flush": False}}
+
+
+def disk_device(disk: Disk, unit: int) -> dict[str, object]:
+    """The properties of a disk that is the controller's unit ``unit``, as for QMP's device_add."""
+    properties: dict[str, object] = {"driver": "scsi-hd", "id": f"disk-{disk.serial}", "drive": f"file-{disk.serial}"}
+    properties |= {"bus": f"{DISK_CONTROLLER}.0", "channel": 0, "scsi-id": 0, "lun": unit, "serial": disk.serial}
+    properties |= {"logical_block_size": disk.sector, "physical_block_size": max(disk.sector, 4096)}
+    # A rotation rate of 1 stands for none.
+    return {**properties, "share-rw": disk.block, "write-cache": "on", "rotation_rate": 1}
 
 
 def _machine(spec: VmSpec, default: str) -> str:

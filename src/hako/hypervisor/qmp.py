@@ -37,6 +37,9 @@ class Qmp:
         self._client.register_listener(EventListener(event_filter=self._take_event))
         self._shutdown: str | None = None
         self._stopped = asyncio.Event()
+        self._removals: dict[str, asyncio.Event] = {}
+        # A file goes ahead of the command that says what it is for.
+        self._passing = asyncio.Lock()
 
     async def connect(self, sock: socket.socket) -> None:
         """Take over ``sock``, whose other end is QEMU's monitor, and shake hands. Raises HypervisorError."""
@@ -63,11 +66,35 @@ class Qmp:
 
     async def pass_file(self, fd: int, name: str) -> None:
         """Give QEMU the open file ``fd``, to be known to it as ``name``. Raises HypervisorError."""
+        await self._send(fd, "getfd", {"fdname": name})
+
+    async def add_file(self, fd: int) -> int:
+        """Give QEMU the open file ``fd`` as one it can open: /dev/fdset/N. Returns N. Raises HypervisorError."""
+        answer = await self._send(fd, "add-fd", {})
+        number = answer.get("fdset-id") if isinstance(answer, dict) else None
+        if not isinstance(number, int):
+            raise HypervisorError(f"QEMU of VM {self._name} did not say where it has a file that it was given.")
+        return number
+
+    async def _send(self, fd: int, command: str, arguments: Mapping[str, object]) -> object:
+        async with self._passing:
+            try:
+                self._client.send_fd_scm(fd)
+            except (QMPError, OSError) as error:
+                raise HypervisorError(f"QEMU of VM {self._name} is gone; it was given no file.") from error
+            return await self.execute(command, arguments)
+
+    async def remove_device(self, name: str, timeout: float = COMMAND_TIMEOUT) -> None:
+        """Take the device ``name`` away and wait until it is gone. Raises HypervisorError, TimedOutError."""
+        gone = self._removals[name] = asyncio.Event()
         try:
-            self._client.send_fd_scm(fd)
-        except (QMPError, OSError) as error:
-            raise HypervisorError(f"QEMU of VM {self._name} is gone; it was given no file.") from error
-        await self.execute("getfd", {"fdname": name})
+            await self.execute("device_del", {"id": name})
+            async with asyncio.timeout(timeout):
+                await gone.wait()
+        except TimeoutError as error:
+            raise TimedOutError(f"QEMU of VM {self._name} did not take {name} away within {timeout:g} s.") from error
+        finally:
+            del self._removals[name]
 
     async def wait_stopped(self) -> None:
         """Wait until QEMU reports once more that the guest's CPUs stopped: a pause we asked for, or an error."""
@@ -97,6 +124,10 @@ class Qmp:
                 self._shutdown = reason if isinstance(reason, str) else None
             case "STOP":
                 self._stopped.set()
+            case "DEVICE_DELETED":
+                gone = self._removals.get(str(fields.get("device")))
+                if gone is not None:
+                    gone.set()
         return False
 
 

@@ -12,13 +12,20 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
 MS_REMOUNT = 32
+MS_DIRSYNC = 128
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_BIND = 4096
 MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
 
 MNT_DETACH = 2
 
@@ -33,6 +40,7 @@ RB_AUTOBOOT = 0x01234567
 RB_POWER_OFF = 0x4321FEDC
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -48,6 +56,9 @@ _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 RLIMIT_NOFILE = 7
 
+_NR_SETGROUPS = 116
+_NR_SETRESUID = 117
+_NR_SETRESGID = 119
 _NR_PIVOT_ROOT = 155
 _NR_INIT_MODULE = 175
 _NR_FINIT_MODULE = 313
@@ -82,14 +93,14 @@ class _MountAttr(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
-def make_readonly(target: str) -> None:
-    """Make the mount at ``target`` and all below it read-only, by mount_setattr(2)."""
+def make_readonly(target: str, *, recursive: bool = True) -> None:
+    """Make the mount at ``target`` read-only, ``recursive``: with all below it, by mount_setattr(2)."""
     attributes = _MountAttr(attr_set=MOUNT_ATTR_RDONLY)
     result = _libc.syscall(
         ctypes.c_long(_NR_MOUNT_SETATTR),
         ctypes.c_int(AT_FDCWD),
         ctypes.c_char_p(os.fsencode(target)),
-        ctypes.c_uint(AT_RECURSIVE),
+        ctypes.c_uint(AT_RECURSIVE if recursive else 0),
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
     )
@@ -161,6 +172,21 @@ def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument."""
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise _error("prctl")
+
+
+def set_thread_groups(groups: list[int]) -> None:
+    """setgroups(2) of the calling thread alone."""
+    array = (ctypes.c_uint32 * len(groups))(*groups)
+    if _libc.syscall(ctypes.c_long(_NR_SETGROUPS), ctypes.c_size_t(len(groups)), array) != 0:
+        raise _error("setgroups")
+
+
+def set_thread_effective_ids(uid: int, gid: int) -> None:
+    """setresgid(2) and setresuid(2) of the calling thread alone; real and saved ids stay."""
+    same = ctypes.c_uint32(0xFFFFFFFF)
+    for number, value in ((_NR_SETRESGID, gid), (_NR_SETRESUID, uid)):
+        if _libc.syscall(ctypes.c_long(number), same, ctypes.c_uint32(value), same) != 0:
+            raise _error("setresgid" if number == _NR_SETRESGID else "setresuid")
 
 
 def set_open_files_limit(count: int) -> None:

@@ -10,15 +10,9 @@ import os
 from typing import Any
 
 from hako.errors import ConfigError, StateError
+from hako.oci import pods
 from hako.runtime import containers
 from hako.runtime.containers import Container
-
-#: What a container is and which sandbox it belongs to: containerd (pkg/cri/annotations), CRI-O, and dockershim.
-_ANNOTATIONS = (
-    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
-    ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
-)
 
 
 def sandbox_owner(root: str, spec: dict[str, Any]) -> Container | None:
@@ -26,13 +20,12 @@ def sandbox_owner(root: str, spec: dict[str, Any]) -> Container | None:
 
     Raises StateError when it names one that is not there any more.
     """
-    annotations = spec.get("annotations") or {}
-    for kind, owner in _ANNOTATIONS:
-        if annotations.get(kind) == "container" and annotations.get(owner):
-            found = containers.find(root, annotations[owner])
-            if containers.status(found) == "stopped":
-                raise StateError(f"The sandbox {found.id}, which the container is to join, has ended.")
-            return found
+    owner = pods.sandbox_of(spec.get("annotations") or {})
+    if owner:
+        found = containers.find(root, owner)
+        if containers.status(found) == "stopped":
+            raise StateError(f"The sandbox {found.id}, which the container is to join, has ended.")
+        return found
     path = network_path(spec)
     return _by_network(root, path) if path else None
 

@@ -287,6 +287,20 @@ class Sandbox:
         params = {"source": os.path.abspath(source), "destination": destination, "readonly": read_only}
         await _call(self.id, "Share", params)
 
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the TCP server at ``port`` of the VM's loopback, as asyncio.open_connection() makes them.
+
+        Raises NotFoundError when nothing listens.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                await _call(self.id, "Dial", requests.dial(port), [theirs.fileno()])
+            return await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+
     async def stop(self) -> None:
         """End the VM and everything in it; returns when it is gone."""
         try:

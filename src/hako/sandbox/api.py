@@ -342,6 +342,20 @@ class Sandbox:
         params = {"source": os.path.abspath(source), "destination": destination, "readonly": read_only}
         client.call(self.id, "Share", params)
 
+    def connect(self, port: int) -> socket.socket:
+        """A connection to the TCP server at ``port`` of the VM's loopback, or at all its addresses.
+
+        What is returned is a stream socket; ``shutdown`` ends one direction. Raises NotFoundError when nothing listens.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                client.call(self.id, "Dial", requests.dial(port), [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
     def stop(self) -> None:
         """End the VM and everything in it; returns when it is gone. A stopped sandbox is fine."""
         try:

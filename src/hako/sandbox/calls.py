@@ -10,9 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hako import ids
+from hako.agent_client import field
 from hako.errors import ConfigError, HakoError, StateError
 from hako.oci import check as oci_check
-from hako.sandbox import guestresources, replies
+from hako.sandbox import guestresources, guestsysctl, links, replies
 from hako.sandbox import params as params_of
 from hako.sandbox.control import Connection, Fds
 from hako.sandbox.process_io import ProcessIO
@@ -42,7 +43,7 @@ async def get_state(engine: Engine, _params: dict[str, Any], _fds: Fds, _connect
 
 async def share(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Give every container made from now on a directory of the host."""
-    options = ["rbind", "ro" if params.get("readonly") is True else "rw"]
+    options = ["rbind", "rro" if params.get("readonly") is True else "rw"]
     source, destination = params_of.text(params, "source"), params_of.text(params, "destination")
     if not os.path.isdir(source) or not destination.startswith("/"):
         raise ConfigError(f"Cannot share {source} as {destination}: name a directory and an absolute path.")
@@ -56,6 +57,7 @@ async def start(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: 
     container = engine.container(params)
     with container.trace.span("start", "container"):
         await container.call("Start")
+    container.process("").io.start()
     if container.record["status"] == "created":
         container.record.update(status="running", started_ns=time.time_ns())
     engine.save()
@@ -69,7 +71,8 @@ async def exec(engine: Engine, params: dict[str, Any], fds: Fds, _connection: Co
     vm = await engine.vm()
     exec_id = ids.check(params.get("exec"), "Process id")
     process_spec = guestresources.process(oci_check.check_process(params.get("process")))
-    io = ProcessIO(vm.agent, terminal=bool(process_spec.get("terminal", False)), log=None, keep_stdin=False)
+    terminal, lingers = bool(process_spec.get("terminal", False)), params.get("lingers") is True
+    io = ProcessIO(vm.agent, terminal=terminal, log=None, keep_stdin=False, lingers=lingers)
     call = {"container": container.id, "exec": exec_id, "process": process_spec, **params_of.size(params)}
     process, pid = await container.run("Exec", call, exec_id, io, fds.take(params.get("stdio", []), params_of.FD_NAMES))
     engine.watch(container, process)
@@ -92,7 +95,7 @@ async def wait(engine: Engine, params: dict[str, Any], _fds: Fds, connection: Co
         raise
     if container.main and not exec_id:
         engine.released.set()
-    if exec_id and container.processes.pop(exec_id, None) is not None:
+    if exec_id and container.forget(exec_id):
         with contextlib.suppress(HakoError):
             await container.call("Delete", {"exec": exec_id})
     return {**end, "trace": engine.trace_of(container)} if params.get("trace") is True else end
@@ -105,13 +108,42 @@ async def holders(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
 
 
 async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
-    """Give the guest the interfaces of a network namespace."""
-    path = params_of.text(params, "path")
+    """Give the guest the interfaces of a network namespace; ``forward``: and what connects to its loopback."""
+    path, forward = params_of.text(params, "path"), params.get("forward") is True
     engine.machine.network.prepare(path)
     vm = await engine.vm()
     with engine.trace.span("network", "VM"):
-        await engine.machine.network.connect(path, vm.hypervisor, vm.agent)
+        await engine.machine.network.connect(path, vm.hypervisor, vm.agent, forward=forward)
     return {}
+
+
+async def dial(engine: Engine, params: dict[str, Any], fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Connect the socket that comes along with a port of the guest's loopback."""
+    vm = await engine.vm()
+    port = params_of.number(params, "port", 1, 0xFFFF)
+    taken = fds.take(params.get("stdio", []), ("socket",))
+    if not taken:
+        raise ConfigError("$.stdio: there is no socket.")
+    sock = links.own(taken["socket"])
+    try:
+        streams = await links.dial(vm.agent, port)
+    except BaseException:
+        sock.close()
+        raise
+    engine.machine.in_background(links.carry(sock, streams))
+    return {}
+
+
+async def pod(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Make the namespaces that a pod's containers share, where none of them stands for the pod."""
+    vm = await engine.vm()
+    sysctls = params.get("sysctls") or {}
+    if not isinstance(sysctls, dict) or not all(isinstance(value, str) for value in sysctls.values()):
+        raise ConfigError("$.sysctls: not an object of texts.")
+    inside, whole = guestsysctl.split(sysctls)
+    paths = {name.replace(".", "/"): value for name, value in inside.items()}
+    asked = {"hostname": str(params.get("hostname") or ""), "inside": paths, "whole": whole}
+    return {"pid": field(await vm.agent.call("Pod", asked), "pid", int)}
 
 
 async def kill(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
@@ -127,6 +159,12 @@ async def resize(engine: Engine, params: dict[str, Any], _fds: Fds, _connection:
     """Set the size of a process's terminal."""
     process = engine.container(params).process(str(params.get("exec") or ""))
     await process.resize(params_of.number(params, "width", 0, 0xFFFF), params_of.number(params, "height", 0, 0xFFFF))
+    return {}
+
+
+async def close_stdin(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
+    """Let a process's input end where what has been handed in ends; a terminal hangs up there."""
+    engine.container(params).process(str(params.get("exec") or "")).io.close_stdin()
     return {}
 
 
@@ -168,6 +206,8 @@ async def update(engine: Engine, params: dict[str, Any], _fds: Fds, _connection:
     resources = params.get("resources")
     if not isinstance(resources, dict):
         raise ConfigError("$.resources: not an object.")
+    # Some engines send all that config.json has; device rules stay as they are, as with runc.
+    resources = {key: value for key, value in resources.items() if key != "devices"}
     container = engine.container(params)
     changed = {container.id: {**container.record["resources"], **resources}}
     # First more room, then the limits that use it; the other way round when there is to be less.
@@ -232,8 +272,11 @@ METHODS = {
     "Wait": wait,
     "Holders": holders,
     "Network": network,
+    "Pod": pod,
+    "Dial": dial,
     "Kill": kill,
     "Resize": resize,
+    "CloseStdin": close_stdin,
     "Attach": attach,
     "Pause": pause,
     "Resume": resume,

@@ -25,6 +25,7 @@ class Process:
         self._agent = agent
         self._target = {"container": container_id, **({"exec": exec_id} if exec_id else {})}
         self.exec_id = exec_id
+        self.pid = 0  #: in the guest
         self.io = io
         #: The host's process that stands for this one and ends with it, as it does with that; 0 for none.
         self.holder = 0
@@ -63,7 +64,11 @@ class Container:
         self.agent = agent
         self.trace = trace
         self.held = contextlib.ExitStack()
+        #: Gives back its disks, for which the VM is needed.
+        self.disks = contextlib.AsyncExitStack()
         self.processes: dict[str, Process] = {}
+        #: Streams of processes that are forgotten, whose output was still under way then.
+        self._lingering: list[ProcessIO] = []
         self.main = False
         #: Its cgroup on the host, for hako.cgroup.api.Cgroup.open(); empty for none.
         self.cgroup: dict[str, Any] = {}
@@ -74,6 +79,14 @@ class Container:
         if exec_id not in self.processes:
             raise NotFoundError(f"Container {self.id} has no process {exec_id}.")
         return self.processes[exec_id]
+
+    def forget(self, exec_id: str) -> bool:
+        """Forget an exec that has ended; whether it was known. What it wrote goes on to whoever takes it."""
+        process = self.processes.pop(exec_id, None)
+        if process is None:
+            return False
+        self._lingering = [io for io in (*self._lingering, process.io) if not io.is_drained]
+        return True
 
     async def run(
         self, method: str, params: dict[str, Any], exec_id: str, io: ProcessIO, fds: dict[str, int]
@@ -87,6 +100,7 @@ class Container:
             await io.close()
             raise
         process = Process(self.agent, self.id, exec_id, io)
+        process.pid = pid
         self.processes[exec_id] = process
         return process, pid
 
@@ -95,9 +109,10 @@ class Container:
         return await self.agent.call(method, {"container": self.id, **(params or {})}, CREATE_TIMEOUT)
 
     async def close(self) -> None:
-        """Give back streams, mounts, log and image."""
-        for process in self.processes.values():
+        """Give back streams, disks, mounts, log and image."""
+        for io in (*(process.io for process in self.processes.values()), *self._lingering):
             with contextlib.suppress(HakoError):
-                await process.io.close()
+                await io.close()
+        await self.disks.aclose()
         # In a thread, for the layer may be large.
         await asyncio.to_thread(self.held.close)

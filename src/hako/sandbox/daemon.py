@@ -25,12 +25,16 @@ from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from hako.cgroup.joining import Joining
     from hako.sandbox.early import Prepared
     from hako.sandbox.engine import Engine
     from hako.sandbox.warm import WarmMachine
+
+    #: What a sandbox process does beside running its engine: called with the engine and with what runs that to its
+    #: end, which it has to await. The process ends when it returns.
+    Face = Callable[[Engine, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
 
 _READ_SIZE = 64 << 10
 #: What a guardian is told at an end that needs no cleaning up.
@@ -111,18 +115,41 @@ def fork(
     ends, ours = Ends.make(spec)
     if _from_pool(spec, config, ends, trace):
         return ours
+    _fork_and_become(spec, config, ends, ours, trace)
+    return ours
+
+
+def fork_with_face(spec: SandboxSpec, config: Config, face: Face, kept: tuple[int, ...], trace: Trace) -> None:
+    """Start a sandbox process that nobody owns and that has a ``face`` besides, with the descriptors ``kept``.
+
+    It never comes from the pool. For single-threaded programs only. Raises ExistsError when the id is taken.
+    """
+    trace.begin("fork", "command")
+    ends, ours = Ends.make(spec)
+    _fork_and_become(spec, config, ends, ours, trace, face, kept)
+    ours.close()
+
+
+def _fork_and_become(
+    spec: SandboxSpec,
+    config: Config,
+    ends: Ends,
+    ours: socket.socket,
+    trace: Trace,
+    face: Face | None = None,
+    kept: tuple[int, ...] = (),
+) -> None:
     middle = os.fork()
     if middle == 0:
         # No way back into the caller's code from here on.
         try:
             ours.close()
             if os.fork() == 0:
-                _become(spec, config, ends, trace)
+                _become(spec, config, ends, trace, face, kept)
         finally:
             os._exit(0)
     ends.close()
     os.waitpid(middle, 0)
-    return ours
 
 
 def _tell(prepared: Prepared, spec: SandboxSpec, config: Config, trace: Trace) -> socket.socket:
@@ -248,14 +275,21 @@ def _frozen(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _become(spec: SandboxSpec, config: Config, ends: Ends, trace: Trace) -> NoReturn:
-    """Leave everything of the starter behind and be the sandbox process."""
+def _become(
+    spec: SandboxSpec,
+    config: Config,
+    ends: Ends,
+    trace: Trace,
+    face: Face | None = None,
+    kept: tuple[int, ...] = (),
+) -> NoReturn:
+    """Leave everything of the starter behind, except for the descriptors ``kept``, and be the sandbox process."""
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
-        close_inherited(ends.numbers())
+        close_inherited((*ends.numbers(), *kept))
         leave_standard_streams(spec.id)
-        _serve(spec, apply_annotations(config, spec.annotations), ends, trace)
+        _serve(spec, apply_annotations(config, spec.annotations), ends, trace, face)
     except BaseException as error:
         import traceback
 
@@ -330,7 +364,7 @@ def start_guardian(code: str) -> int:
     return write
 
 
-def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace) -> None:
+def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: Face | None) -> None:
     """Serve until the sandbox ends; the lock is held to the end. ``earlier`` is the trace up to here."""
     earlier.end("fork")
     trace = Trace(earlier)
@@ -349,7 +383,7 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace) -> Non
         joining = Joining(spec.cgroup)
     import asyncio
 
-    asyncio.run(run_engine(spec, config, ends, trace, namespace, joining=joining))
+    asyncio.run(run_engine(spec, config, ends, trace, namespace, joining=joining, face=face))
     os.write(guardian, DISMISSED)
 
 
@@ -368,6 +402,7 @@ async def run_engine(
     namespace: int,
     warm: WarmMachine | None = None,
     joining: Joining | None = None,
+    face: Face | None = None,
 ) -> None:
     """Serve until the sandbox ends, then fill the pool if that is wanted and was not done. See Engine."""
     import asyncio
@@ -382,6 +417,7 @@ async def run_engine(
         refill = Refill(namespace)
         engine.on_started = refill.soon
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
-    await engine.run(ends.listener, ends.owner)
+    running = engine.run(ends.listener, ends.owner)
+    await (running if face is None else face(engine, running))
     if refill is not None:
         refill.finish()

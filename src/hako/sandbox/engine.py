@@ -14,11 +14,12 @@ from hako import ids, store
 from hako.config.settings import Config
 from hako.errors import ConfigError, ExistsError, HakoError, HypervisorError, NotFoundError
 from hako.oci import check as oci_check
-from hako.sandbox import calls, records, sizes, translate
+from hako.sandbox import calls, disks, guestdevices, records, sizes, translate
 from hako.sandbox import params as params_of
 from hako.sandbox.container import Container, Process
 from hako.sandbox.control import Connection, ControlServer, Fds
 from hako.sandbox.guestmounts import SHARE
+from hako.sandbox.hostsockets import HostSockets
 from hako.sandbox.logs import LogWriter
 from hako.sandbox.machine import Machine
 from hako.sandbox.ownnet import OwnNetwork
@@ -26,6 +27,9 @@ from hako.sandbox.process_io import ProcessIO
 from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.sandbox.vm import Vm
+from hako.storage import block, mountlist
+from hako.storage.block import Plan
+from hako.storage.sources import OpenDisk
 from hako.storage.tree import SharedTree
 
 if TYPE_CHECKING:
@@ -61,11 +65,13 @@ class Engine:
         self.run_dir = records.run_dir(spec.id)
         self.data_dir = records.data_dir(spec.id)
         self.tree = SharedTree(os.path.join(self.run_dir, "shared")) if warm is None else warm.tree
+        self.disks = disks.Disks()
         self.containers: dict[str, Container] = {}
         if warm is not None:
             self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
         self.machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
         self._own_network = OwnNetwork(spec, trace)
+        self._host_sockets = HostSockets(allowed=config.sandbox.host_sockets)
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
         self.machine.on_lost = self._on_lost
@@ -81,6 +87,21 @@ class Engine:
         #: The guest may hold back what somebody will want to read when the sandbox is gone.
         self._has_to_write = spec.retain
         self.shares: list[dict[str, Any]] = []
+
+    def describe_anew(self, spec: SandboxSpec, config: Config) -> None:
+        """Before run(): the sandbox is to be another than was said. Its id, directories and owner stay."""
+        from hako.cgroup.joining import Joining
+
+        self.spec = self.machine.spec = spec
+        self.config = self.machine.config = config
+        self.state["spec"] = spec.to_json()
+        self.machine.joining = Joining(spec.cgroup)
+        self.save()
+
+    def discard(self) -> None:
+        """In place of run(): give back what a sandbox has that never began."""
+        self.tree.close()
+        records.finish(self.state)
 
     # --- life ---
 
@@ -157,7 +178,7 @@ class Engine:
         vm.agent.on_lost = None
         running = any(container.record["status"] != "stopped" for container in self.containers.values())
         # By virtiofs what a process has written is on the host when it has ended, mapped files included.
-        if running or (self._has_to_write and vm.info["share"] != "virtiofs"):
+        if running or len(self.disks) or (self._has_to_write and vm.info["share"] != "virtiofs"):
             with contextlib.suppress(HakoError):
                 await vm.agent.call("Shutdown", {}, calls.STOP_TIMEOUT)
         if self._watchers:
@@ -169,8 +190,10 @@ class Engine:
             self._ready.exception()  # nobody may be asking
         for task in self._watchers:
             task.cancel()
+        self.disks.ending = True
         for container in self.containers.values():
             await container.close()
+        await self._host_sockets.close()
         if self._own_network.wanted:
             await self.machine.network.close()  # the plugins want the interface for themselves
         await asyncio.gather(self.machine.close(), self._own_network.close())
@@ -220,26 +243,23 @@ class Engine:
         terminal = bool(spec["process"].get("terminal", False))
         start = params.get("start") is True
         trace = Trace()
-        with contextlib.ExitStack() as held:
+        plan = Plan(container_id, devices=self.config.sandbox.block_devices)
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as opened:
             stdio = fds.take(params.get("stdio", []), (*params_of.FD_NAMES, params_of.MOUNTS))
             held.callback(_close_all, stdio)
             with trace.span("root file system", "container"), self.tree.seen_from(stdio.pop(params_of.MOUNTS, None)):
-                log_writer, guest = self._prepare(container_id, spec, params, held)
+                log_writer, guest = self._prepare(spec, params, plan, held)
+                files = disks.open_all(plan, self.tree, opened)
             vm = await self.vm()
             self._consult_resolv_conf(guest.spec)
+            await self._host_sockets.listen(container_id, vm.agent)
             await self.fit({container_id: params_of.resources(spec)})
             container = Container(vm.agent, container_id, trace)
-            keep_stdin = params.get("keep_stdin") is True
-            io = ProcessIO(vm.agent, terminal=terminal, log=log_writer, keep_stdin=keep_stdin, trace=trace)
-            call = {"container": container_id, "spec": guest.spec, "start": start, **params_of.size(params)}
-            call |= {"prepare": guest.prepare} if guest.prepare else {}
-            with trace.span("create", "container"):
-                given = dict(stdio)
-                stdio.clear()  # they belong to the streams from now on
-                if start:
-                    await self.machine.network.settled()
-                process, pid = await container.run("Create", call, "", io, given)
-                await self._settle(container)
+            async with container.disks:
+                await self._attach(vm, plan, files, container, guest.spec)
+                opened.close()
+                process = await self._run(container, guest, params, log_writer, stdio)
+                container.disks = container.disks.pop_all()
             container.held = held.pop_all()
         if start:  # by the same call
             trace.moment("start", "container")
@@ -252,7 +272,50 @@ class Engine:
         self.state["containers"][container_id] = container.record
         self.save()
         self.watch(container, process)
-        return {"pid": pid, "trace": self.trace_of(container)}
+        return {"pid": process.pid, "trace": self.trace_of(container)}
+
+    async def _attach(
+        self, vm: Vm, plan: Plan, files: list[OpenDisk], container: Container, spec: dict[str, Any]
+    ) -> None:
+        """Give the VM what the container needs of disks, and ``spec`` the numbers that they have there."""
+        if not plan.disks:
+            return
+        with container.trace.span("disks", "container"):
+            nodes = await self.disks.attach(vm, plan, files)
+        container.disks.push_async_callback(self.disks.detach, vm, container.id)
+        guestdevices.renumber(spec, nodes)
+
+    async def _run(
+        self,
+        container: Container,
+        guest: translate.GuestSpec,
+        params: dict[str, Any],
+        log_writer: LogWriter | None,
+        stdio: dict[str, int],
+    ) -> Process:
+        """Have the agent make the container; ``stdio`` is empty then."""
+        start = params.get("start") is True
+        terminal = bool(guest.spec["process"].get("terminal", False))
+        keep_stdin = params.get("keep_stdin") is True
+        io = ProcessIO(
+            container.agent,
+            terminal=terminal,
+            log=log_writer,
+            keep_stdin=keep_stdin,
+            lingers=params.get("lingers") is True,
+            started=start,
+            trace=container.trace,
+        )
+        call = {"container": container.id, "spec": guest.spec, "start": start, **params_of.size(params)}
+        call |= {"prepare": guest.prepare} if guest.prepare else {}
+        with container.trace.span("create", "container"):
+            given = dict(stdio)
+            stdio.clear()  # they belong to the streams from now on
+            if start:
+                await self.machine.network.settled()
+            process, _ = await container.run("Create", call, "", io, given)
+            await self._settle(container)
+        return process
 
     def _consult_resolv_conf(self, spec: dict[str, Any]) -> None:
         """Have names resolved that only the network's own name servers know, if the container's file names such."""
@@ -275,9 +338,13 @@ class Engine:
         return [*self.trace.spans, *container.trace.spans]
 
     def _prepare(
-        self, container_id: str, spec: dict[str, Any], params: dict[str, Any], held: contextlib.ExitStack
+        self, spec: dict[str, Any], params: dict[str, Any], plan: Plan, held: contextlib.ExitStack
     ) -> tuple[LogWriter | None, translate.GuestSpec]:
-        """The host's side of a new container: its image, layer, mounts and log, given back by ``held``."""
+        """The host's side of a new container: its image, layer, mounts and log, given back by ``held``.
+
+        What it needs of disks is added to ``plan``.
+        """
+        container_id = plan.container_id
         layer = self._layer(container_id)
         if params.get("digest"):
             from hako.ociimage import api as ociimage
@@ -289,9 +356,16 @@ class Engine:
         # A failure takes the layer away; the end of the sandbox keeps it if it was asked to retain it.
         held.callback(self._drop_layer, container_id)
         held.callback(self.tree.remove, container_id)
+        held.callback(self._host_sockets.remove, container_id)
         lower = params.get("lower")
+        root = ""
         if isinstance(lower, str):
             self.tree.add_overlay(container_id, lower, layer)
+        elif params.get("rootfs"):
+            if block.for_guest(params["rootfs"]):
+                root = plan.add_rootfs(params["rootfs"])
+            else:
+                self.tree.add_mounts(container_id, mountlist.parse(params["rootfs"]))
         else:
             self.tree.add_rootfs(container_id, str(spec["root"]["path"]))
         mounts = [*spec.get("mounts", []), *self.shares]
@@ -304,6 +378,9 @@ class Engine:
             self.tree,
             joined=joined if isinstance(joined, dict) else None,
             strict=params.get("strict") is True,
+            plan=plan,
+            root=root,
+            sockets=self._host_sockets,
         )
         if params.get("log") is not True:
             return None, guest

@@ -1,15 +1,18 @@
 """Device nodes of a container: which numbers mean in the guest's kernel what they mean in the host's.
 
 A VM has a kernel of its own, so a number that belongs to hardware of the host belongs to something else there, or to
-nothing.
+nothing. A block device of the host becomes a disk of the VM, whose number there is known when it has been attached.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hako.errors import ConfigError
+from hako.storage.block import Plan, Wanted
+from hako.storage.sources import device_name
 
 _FIRST_CONSOLE, _LAST_CONSOLE = 0, 63
 _MEMORY, _CONSOLES, _LOOP = 1, 4, 7
@@ -73,10 +76,83 @@ class Devices(NamedTuple):
     modules: dict[str, bool]  #: kernel modules, and whether the container is of no use without
 
 
-def to_guest(devices: list[dict[str, Any]], *, privileged: bool) -> Devices:
+class Node(NamedTuple):
+    """A disk in the guest."""
+
+    path: str
+    major: int
+    minor: int
+
+
+def as_disk(number: tuple[int, int], plan: Plan | None, rules: list[dict[str, Any]]) -> bool:
+    """Plan the host's block device ``number`` as a disk, if it can be one; the device ``rules`` tell how it is used.
+
+    A loop device without a file is not one: the guest has such, too.
+    """
+    if plan is None or not plan.devices or not device_name(*number):
+        return False
+    plan.add_disk(Wanted("", "w" not in _access(number, rules), number))
+    return True
+
+
+def marker(number: tuple[int, int]) -> str:
+    """What stands for the node of a disk until its place in the guest is known."""
+    return f"/dev/block/{number[0]}:{number[1]}"
+
+
+def renumber(spec: dict[str, Any], nodes: Mapping[tuple[int, int], Node]) -> None:
+    """Change ``spec``, which has numbers of the host's block devices, to where the guest has them."""
+    linux = spec.get("linux", {})
+    rules = (linux.get("resources") or {}).get("devices") or []
+    for entry in [*linux.get("devices", []), *rules]:
+        node = nodes.get((entry.get("major"), entry.get("minor"))) if entry.get("type") == "b" else None
+        if node is not None:
+            entry |= {"major": node.major, "minor": node.minor}
+    for mount in spec.get("mounts", []):
+        node = next((node for number, node in nodes.items() if mount.get("source") == marker(number)), None)
+        if node is not None:
+            mount["source"] = node.path
+
+
+def kept_rules(rules: list[dict[str, Any]], plan: Plan | None) -> list[dict[str, Any]]:
+    """Device rules without those that let a container at disks of other containers in its VM.
+
+    A number of the host's means nothing in the guest, unless it is of a disk of its own, or of a loop device.
+    """
+    own = [wanted.device for wanted in plan.disks] if plan is not None else []
+    return [
+        rule
+        for rule in rules
+        if rule.get("allow") is not True
+        or rule.get("type") != "b"
+        or rule.get("major") in (None, -1, _LOOP)
+        or (rule.get("major"), rule.get("minor")) in own
+    ]
+
+
+def _access(number: tuple[int, int], rules: list[dict[str, Any]]) -> set[str]:
+    """What ``rules`` let a container do with a block device, as letters of rwm; each rule overrules those before."""
+    allowed = set("rwm")
+    for rule in rules:
+        if rule.get("type") in (None, "", "a", "b") and all(
+            rule.get(key) in (None, -1, wanted) for key, wanted in zip(("major", "minor"), number, strict=True)
+        ):
+            access = set(rule.get("access") or "rwm")
+            allowed = allowed | access if rule.get("allow") is True else allowed - access
+    return allowed
+
+
+def to_guest(
+    devices: list[dict[str, Any]],
+    *,
+    privileged: bool,
+    plan: Plan | None = None,
+    rules: list[dict[str, Any]] | None = None,
+) -> Devices:
     """What becomes of ``linux.devices``. Raises ConfigError for a device of the host that a VM does not have.
 
-    Of a ``privileged`` container, which is given every device of the host, those are left out.
+    Of a ``privileged`` container, which is given every device of the host, those are left out. For another one, block
+    devices are planned as disks; ``rules`` are the container's device rules.
     """
     found = Devices([], [], {})
     for index, device in enumerate(devices):
@@ -87,6 +163,11 @@ def to_guest(devices: list[dict[str, Any]], *, privileged: bool) -> Devices:
         if kind not in ("c", "b"):
             raise ConfigError(f"$.linux.devices[{index}].type: must be c, b, u or p, not {kind!r}.")
         numbers = (device.get("major", 0), device.get("minor", 0))
+        # Under another name than the host's it is there because somebody has asked for it.
+        asked_for = not privileged or f"/dev/{device_name(*numbers)}" != os.path.normpath(device["path"])
+        if kind == "b" and asked_for and as_disk(numbers, plan, rules or []):
+            _place(device, Known(marker(numbers)), found, index)
+            continue
         meant = known(kind, *numbers)
         if meant is None and (privileged or _is_the_hosts(kind, *numbers)):
             if privileged:

@@ -12,6 +12,8 @@ from typing import Any
 
 from hako.errors import ConfigError
 from hako.sandbox import guestdevices
+from hako.sandbox.hostsockets import HostSockets
+from hako.storage import block
 from hako.storage.base import NAME
 from hako.storage.sources import Source
 from hako.storage.tree import SharedTree
@@ -33,14 +35,30 @@ _KERNELS = frozenset(
 ) | {"efivarfs", "selinuxfs", "nsfs", "binfmt_misc", "hugetlbfs", "fusectl", "rpc_pipefs"}
 _CGROUPS = "/sys/fs/cgroup"
 _SHM = "/dev/shm"
+#: In the path of a pod's emptyDir volume; one of ``medium: Memory`` is a tmpfs that a kubelet has made.
+_EMPTY_DIR = "/kubernetes.io~empty-dir/"
 
 
 class Mounts:
-    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``."""
+    """Translates the mounts of one container; what the agent has to make ready collects in ``memory``.
 
-    def __init__(self, container_id: str, tree: SharedTree) -> None:
+    Disks are added to ``plan``, sockets of the host to ``sockets``; where these are None there can be none. ``rules``
+    are the container's device rules.
+    """
+
+    def __init__(
+        self,
+        container_id: str,
+        tree: SharedTree,
+        plan: block.Plan | None = None,
+        rules: list[dict[str, Any]] | None = None,
+        sockets: HostSockets | None = None,
+    ) -> None:
         self._container_id = container_id
         self._tree = tree
+        self._plan = plan
+        self._rules = rules or []
+        self._sockets = sockets
         self.memory: dict[str, str] = {}  #: memory file systems by name, with their mount options
         self.modules: dict[str, bool] = {}  #: kernel modules that bound devices need
 
@@ -55,6 +73,9 @@ class Mounts:
                 self._bind(mount, where, found)
             elif mount.get("type", "") in _TYPES:
                 found.append(mount)
+            elif self._plan is not None and block.is_block(mount):
+                source = self._plan.add_mount(mount, where)
+                found.append({**mount, "type": "bind", "source": source, "options": ["rbind"]})
             else:
                 raise ConfigError(
                     f"{where}.type: a container in a VM cannot have {mount.get('type') or 'a mount without a type'} at "
@@ -69,6 +90,9 @@ class Mounts:
             _cgroups(mount, where, found)
         elif source.kind in ("c", "b"):
             found.append(self._device(mount, source, where))
+        elif source.kind == "socket" and self._sockets is not None:
+            path = self._sockets.add(self._container_id, where, str(mount["source"]), source, self._tree)
+            found.append({**mount, "type": "bind", "source": path})
         elif source.filesystem in _KERNELS:
             raise ConfigError(
                 f"{where}: {mount['source']} shows the host's kernel ({source.filesystem}), and a container in a VM "
@@ -79,16 +103,19 @@ class Mounts:
                 f"{where}: {mount['source']} is a {source.kind}, which joins processes of one kernel; "
                 "a container in a VM cannot reach the host's."
             )
-        elif destination == _SHM and source.filesystem == "tmpfs" and source.kind == "directory":
+        elif _is_memory(source) and (destination == _SHM or _EMPTY_DIR in source.path):
             found.append(self._shm(mount, source))
         else:
             found.append(self._share(mount))
 
     def _share(self, mount: dict[str, Any]) -> dict[str, Any]:
         options = [str(option) for option in mount.get("options") or []]
-        path = self._tree.add_volume(
-            self._container_id, str(mount["source"]), readonly=is_readonly(mount), recursive="rbind" in options
-        )
+        source = str(mount["source"])
+        readonly, recursive, deep = is_readonly(mount), "rbind" in options, "rro" in options
+        path = self._tree.add_volume(self._container_id, source, readonly=readonly, recursive=recursive, deep=deep)
+        if readonly and recursive and not deep and self._tree.has_mounts_below(source):
+            # The guest sees one file system, which it can have read-only as a whole only; the host's mount is in part.
+            mount = {**mount, "options": [option for option in options if option not in _READ_ONLY]}
         return {**mount, "type": "bind", "source": f"{SHARE}/{path}"}
 
     def _shm(self, mount: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -100,6 +127,8 @@ class Mounts:
         return {**mount, "type": "bind", "source": f"{MEMORY}/{name}"}
 
     def _device(self, mount: dict[str, Any], source: Source, where: str) -> dict[str, Any]:
+        if source.kind == "b" and guestdevices.as_disk(source.device, self._plan, self._rules):
+            return {**mount, "type": "bind", "source": guestdevices.marker(source.device)}
         meant = guestdevices.known(source.kind, *source.device)
         if meant is None:
             raise guestdevices.refused(where, str(mount["source"]))
@@ -111,6 +140,11 @@ class Mounts:
 def is_bind(mount: dict[str, Any]) -> bool:
     """Whether ``mount`` shows something of the host's."""
     return mount.get("type") == "bind" or not _BIND_OPTIONS.isdisjoint(mount.get("options") or [])
+
+
+def _is_memory(source: Source) -> bool:
+    """Whether it is a directory that is in the host's memory alone."""
+    return source.filesystem == "tmpfs" and source.kind == "directory"
 
 
 def is_readonly(mount: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hako.agent_client import AgentClient
 from hako.errors import HakoError, StateError
@@ -20,6 +20,9 @@ from hako.network.endpoint import Attachment, Endpoint
 from hako.network.tap import Tap
 from hako.network.watch import watch
 from hako.sandbox.resolver import Resolver
+
+if TYPE_CHECKING:
+    from hako.sandbox.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class GuestNetwork:
         self._tying = False
         #: Give it the resolv.conf of each container.
         self.resolver = Resolver()
+        self._forward: Forward | None = None
 
     def add_card(self, nic: Nic) -> tuple[int, ...]:
         """The queues of a new tap for the card ``nic``; release() when QEMU has them. Blocks. Raises HostError."""
@@ -111,10 +115,11 @@ class GuestNetwork:
         self._preparing = None
         return None if preparing.cancelled() else preparing.result()
 
-    async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient) -> None:
+    async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient, *, forward: bool = False) -> None:
         """Give the guest the interfaces of the network namespace at ``path``, now and as they come and go.
 
-        The guest sets them up in the background; settled() waits for it. Raises HakoError; it has no network then.
+        ``forward``: what connects to the namespace's loopback reaches the guest's. The guest sets its interfaces up in
+        the background; settled() waits for it. Raises HakoError; it has no network then.
         """
         if self._network is not None:
             raise StateError("The virtual machine has a network already.")
@@ -127,13 +132,26 @@ class GuestNetwork:
             for endpoint in await asyncio.to_thread(network.endpoints):
                 if endpoint.index not in tied:
                     await self._attach(network, endpoint)
-            self.resolver.connect(path, agent)
+            await self._find_servers(path, agent, forward=forward)
         except BaseException:
             await self.close()
             raise
         if network.attachments:
             self._telling = asyncio.create_task(self._tell(network, agent))
         self._watching = asyncio.create_task(self._follow(network, agent))
+
+    async def _find_servers(self, path: str, agent: AgentClient, *, forward: bool) -> None:
+        """Have the guest reach name servers on the namespace's loopback, or the namespace servers on the guest's."""
+        if not forward:
+            self.resolver.connect(path, agent)
+            return
+        # Few need these.
+        from hako.network.loopback import LOOPBACKS
+        from hako.sandbox.forward import Forward
+
+        self.resolver.connect(path, agent, guests=LOOPBACKS)
+        self._forward = Forward()
+        await self._forward.start(path, agent)
 
     async def settled(self) -> None:
         """Wait until the guest has what connect() has given it, and its name servers. Raises HakoError."""
@@ -208,6 +226,9 @@ class GuestNetwork:
         self._watching = self._telling = None
         self._made.clear()
         await self.resolver.close()
+        if self._forward is not None:
+            await self._forward.close()
+            self._forward = None
         network, self._network = self._network, None
         with contextlib.suppress(HakoError):
             prepared = await self._prepared()

@@ -316,6 +316,11 @@ class Machine:
         if self._share is not None:
             await self._share.close()
 
+    async def kill(self) -> None:
+        """End the VM at once; whoever waits for its guest is told. What it has stays until close()."""
+        if self._hypervisor is not None:
+            await self._hypervisor.kill()
+
     async def close(self) -> None:
         """Give everything back. Can be repeated."""
         for task in self._background:

@@ -47,7 +47,8 @@ class ProcessIO:
     """Owns the streams of one process; starts with open_streams(), ends with close().
 
     ``keep_stdin`` keeps the input open although nobody is attached yet (``run -d -i``). ``trace`` is told of the
-    first output.
+    first output. With ``lingers`` the process's end does not wait for output that nobody takes, which goes on after it.
+    One that is not ``started`` by the call that makes it is given no input before start().
     """
 
     def __init__(
@@ -57,12 +58,15 @@ class ProcessIO:
         terminal: bool,
         log: LogWriter | None,
         keep_stdin: bool,
+        lingers: bool = False,
+        started: bool = True,
         trace: Trace | None = None,
     ) -> None:
         self._client = client
         self._terminal = terminal
         self._log = log
         self._keep_stdin = keep_stdin
+        self._lingers = lingers
         self._trace = trace
         self._stdin: InputStream | None = None
         self._outputs: dict[int, OutputStream] = {}
@@ -71,6 +75,11 @@ class ProcessIO:
         self._first: set[FdWriter] = set()
         self._pumps: list[asyncio.Task[None]] = []
         self._readers: set[asyncio.Task[None]] = set()
+        self._may_read = asyncio.Event()
+        if started:
+            self._may_read.set()
+        self._input_ends = False
+        self._draining: asyncio.Task[None] | None = None
         #: Pumps that wait for somebody to take what they have.
         self._handing_on = 0
         self._handed_on = 0
@@ -123,15 +132,35 @@ class ProcessIO:
     async def _feed(self, source: FdReader) -> None:
         assert self._stdin is not None
         try:
+            # Whoever writes is not told that it has been read before there is somebody to read it: ctr, for one, would
+            # be done before it knows what to close then.
+            await self._may_read.wait()
             while data := await source.read():
                 await self._stdin.write(data)
                 if self._stdin.closed:
                     break
             # A terminal's input has no end of its own: whoever attaches next goes on.
-            if not self._terminal:
-                self._stdin.close()
+            if self._input_ends or not self._terminal:
+                self._end_input()
         finally:
             source.close()
+
+    def start(self) -> None:
+        """The process runs now: what it is to read may come."""
+        self._may_read.set()
+
+    def close_stdin(self) -> None:
+        """No input follows what has been handed in: then the process sees its end, of a terminal the hang-up."""
+        self._input_ends = True
+        if all(reader.done() for reader in self._readers):
+            self._end_input()
+
+    def _end_input(self) -> None:
+        if self._stdin is not None:
+            self._stdin.close()
+            for output in self._outputs.values() if self._terminal else ():
+                output.close()
+                output.feed(b"", end=True)  # nothing will come from the guest
 
     async def _pump(self, stream: int, output: OutputStream) -> None:
         while data := await output.read():
@@ -169,8 +198,22 @@ class ProcessIO:
     async def drained(self) -> None:
         """Wait, after the process ended, until what it wrote has arrived, or until it cannot be waited for.
 
-        Data that nobody takes, but somebody may (a pager that shows its first page), is waited for without end.
+        Data that nobody takes, but somebody may (a pager that shows its first page), is waited for without end, unless
+        the streams linger: then it goes on in the background.
         """
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        done, _ = await asyncio.wait({self._draining}, timeout=_DRAIN_SECONDS if self._lingers else None)
+        for task in done:
+            if not task.cancelled():  # by close()
+                task.result()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing of the process's output is under way any more."""
+        return self._draining is not None and self._draining.done()
+
+    async def _drain(self) -> None:
         pending = {task for task in self._pumps if not task.done()}
         enough = self._handed_on + _DRAIN_BYTES
         while pending:
@@ -183,6 +226,8 @@ class ProcessIO:
     async def close(self) -> None:
         """Give everything back."""
         tasks = [*self._readers, *self._pumps]
+        if self._draining is not None and self._draining is not asyncio.current_task():
+            tasks.append(self._draining)
         for task in tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

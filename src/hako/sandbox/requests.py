@@ -77,7 +77,7 @@ def sandbox_spec(
         raise ConfigError(f"A memory limit of {size} bytes is too small: containers need at least 6m.")
     if cpus is not None and not 0 < cpus <= 255:
         raise ConfigError(f"{cpus:g} CPUs cannot be had: ask for more than 0 and at most 255.")
-    whole = (size + OVERHEAD + (1 << 20) - 1) & -(1 << 20) if size is not None else config.sandbox.memory
+    whole = whole_mebibytes(size + OVERHEAD) if size is not None else config.sandbox.memory
     return SandboxSpec(
         id=sandbox_id or ids.new_id(),
         name=name,
@@ -94,6 +94,11 @@ def sandbox_spec(
         dns_search=list(dns_search),
         hosts=list(hosts),
     )
+
+
+def whole_mebibytes(size: int) -> int:
+    """``size`` bytes, rounded up to what a VM's memory can be."""
+    return (size + (1 << 20) - 1) & -(1 << 20)
 
 
 def _check_network(network: str, asked: Mapping[str, Sequence[str]]) -> None:
@@ -156,6 +161,11 @@ def create(
     if lower is not None:
         params["lower"] = lower
     return params | terminal_size(size)
+
+
+def dial(port: int) -> dict[str, Any]:
+    """Parameters of Dial: the caller's descriptor is connected with ``port`` of the guest."""
+    return {"port": port, "stdio": ["socket"]}
 
 
 def exec(

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterable
 
 from hako.agent_client import AgentClient
 from hako.errors import HakoError, HostError
@@ -67,12 +68,17 @@ class Resolver:
         self._files: list[str] = []
         self._namespace = -1
         self._agent: AgentClient | None = None
+        self._guests: frozenset[str] = frozenset()
         self._starting: set[asyncio.Task[None]] = set()
         self._one_by_one = asyncio.Lock()
         self._relays: dict[str, Relay] = {}
 
-    def connect(self, path: str, agent: AgentClient) -> None:
-        """From now on relay to the name servers in the network namespace at ``path``. Raises HostError."""
+    def connect(self, path: str, agent: AgentClient, *, guests: Iterable[str] = ()) -> None:
+        """From now on relay to the name servers in the network namespace at ``path``. Raises HostError.
+
+        Whoever is found at the addresses ``guests`` there is a server of the guest's itself: these are left alone.
+        """
+        self._guests = frozenset(guests)
         try:
             self._namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -94,7 +100,7 @@ class Resolver:
             return
         texts = [_read(path) for path in self._files]
         wanted = dict.fromkeys(address for text in texts for address in loopback_servers(text))
-        new = [address for address in wanted if address not in self._relays]
+        new = [address for address in wanted if address not in self._relays and address not in self._guests]
         if new:
             task = asyncio.create_task(self._start(new, self._agent))
             self._starting.add(task)

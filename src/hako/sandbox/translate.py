@@ -16,6 +16,8 @@ from hako.errors import ConfigError
 from hako.oci import namespaces, seccomp_bpf
 from hako.sandbox import guestdevices, guestresources, guestsysctl
 from hako.sandbox.guestmounts import SHARE, Mounts, is_bind
+from hako.sandbox.hostsockets import HostSockets
+from hako.storage.block import Plan
 from hako.storage.tree import SharedTree
 
 __all__ = ["GuestSpec", "is_bind", "to_guest", "translate"]
@@ -47,12 +49,18 @@ def translate(
     *,
     joined: Mapping[str, str] | None = None,
     strict: bool = False,
+    plan: Plan | None = None,
+    root: str = "",
+    sockets: HostSockets | None = None,
 ) -> GuestSpec:
     """The guest's version of ``spec``, its host mounts added to ``tree``. Raises ConfigError, HostError.
 
     ``spec`` must have passed hako.oci.check; it is not changed. ``joined`` gives for namespaces of the host, by path,
     the path in the guest of what stands for them there. ``strict`` is for an engine's config.json: a namespace that
     it leaves out is the host's, and is refused; hooks for the host are left to the caller, who runs them.
+    Disks that it needs are added to ``plan``, without which it can have none; guestdevices.renumber() is due when they
+    are attached. ``root`` is where the guest has the root file system; empty: in the share. ``sockets`` takes the UNIX
+    sockets of the host that are among the mounts; without it they are refused.
     """
     _refuse_foreign(spec)
     guest = copy.deepcopy(spec)
@@ -63,15 +71,16 @@ def translate(
     linux["namespaces"] = _namespaces(guest, joined or {})
     _linux(linux)
     readonly = guest.get("root", {}).get("readonly", False)
-    guest["root"] = {"path": f"{SHARE}/{container_id}/rootfs", "readonly": readonly}
+    guest["root"] = {"path": root or f"{SHARE}/{container_id}/rootfs", "readonly": readonly}
     if "process" in guest:
         guest["process"] = guestresources.process(guest["process"])
-    mounts = Mounts(container_id, tree)
+    rules = (linux.get("resources") or {}).get("devices") or []
+    mounts = Mounts(container_id, tree, plan, rules, sockets)
     guest["mounts"] = mounts.translate(guest.get("mounts", []))
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in guest["mounts"]):
         # The container's files, shared with the host, cannot hold the device nodes that every container has.
         guest["mounts"].insert(0, copy.deepcopy(_DEV))
-    modules = _devices(guest) | mounts.modules
+    modules = _devices(guest, plan, rules) | mounts.modules
     inside, whole = guestsysctl.split(linux.pop("sysctl", {}))
     if inside:
         linux["sysctl"] = inside
@@ -193,12 +202,14 @@ def _linux(linux: dict[str, Any]) -> None:
         )
 
 
-def _devices(guest: dict[str, Any]) -> dict[str, bool]:
+def _devices(guest: dict[str, Any], plan: Plan | None, rules: list[dict[str, Any]]) -> dict[str, bool]:
     """Translate the devices; return the kernel modules for them."""
     linux = guest["linux"]
     privileged = guestdevices.allows_all(linux.get("resources") or {})
-    found = guestdevices.to_guest(linux.pop("devices", []), privileged=privileged)
+    found = guestdevices.to_guest(linux.pop("devices", []), privileged=privileged, plan=plan, rules=rules)
     if found.nodes:
         linux["devices"] = found.nodes
+    if rules:
+        linux["resources"]["devices"] = guestdevices.kept_rules(rules, plan)
     guest["mounts"] += found.mounts
     return found.modules

@@ -26,7 +26,9 @@ from typing import NamedTuple, TypeVar
 from hako import store
 from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
-from hako.storage.sources import Source, look
+from hako.storage import mountlist
+from hako.storage.mountlist import Mount
+from hako.storage.sources import OpenDisk, Source, has_mounts_below, look, open_device, open_disk
 from hako.threads import in_thread_of_its_own
 
 T = TypeVar("T")
@@ -76,8 +78,9 @@ _VOLUMES = ".volumes"
 class _Volume(NamedTuple):
     """One mount of a directory or file of the host, for as long as any container uses it."""
 
-    #: the source by name and by number, whether it is read-only, and whether with what is mounted below it
-    key: tuple[str, int, int, bool, bool]
+    #: the source by name and by number, whether it is read-only, whether with what is mounted below it, and whether
+    #: that is read-only too
+    key: tuple[str, int, int, bool, bool, bool]
     relative: str  #: its place below the share
     users: set[str]
 
@@ -128,6 +131,19 @@ class SharedTree:
         """What ``source`` is. Raises ConfigError."""
         return self._at_origin(lambda: look(source))
 
+    def open_disk(self, path: str, *, readonly: bool, device: tuple[int, int] | None = None) -> OpenDisk:
+        """Open ``path``, or the block device with the numbers ``device``, as a disk of the VM. Raises ConfigError."""
+        if device is not None:
+            return self._at_origin(lambda: open_device(*device, readonly=readonly))
+        return self._at_origin(lambda: open_disk(path, readonly=readonly))
+
+    def open_path(self, source: str) -> int:
+        """A descriptor that stands for what is at ``source``, without opening it (O_PATH). Raises ConfigError."""
+        try:
+            return self._at_origin(lambda: os.open(source, os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
+
     def _bind(self, source: str, target: str, *, recursive: bool = True) -> None:
         """Show ``source`` at ``target``, ``recursive``: with what is mounted below it. Raises HostError."""
         try:
@@ -143,16 +159,31 @@ class SharedTree:
         """Mount a writable view of the directory ``lower``; changes go to ``layer``/upper."""
         mount_overlay(lower, layer, self._make_point(os.path.join(container_id, "rootfs")))
 
+    def add_mounts(self, container_id: str, mounts: list[Mount]) -> None:
+        """Mount the container's root as a snapshotter describes it, one mount on the other. Raises HostError."""
+        root = self._make_point(os.path.join(container_id, "rootfs"))
+        for mount in mounts:
+            if mount.target.strip("/"):
+                raise ConfigError(f"The container's root has a mount at {mount.target}, which hako does not know.")
+            if not mount.is_bind:
+                mountlist.mount(mount, root)
+                continue
+            self._bind(mount.source, root, recursive="rbind" in mount.options)
+            if mount.flags() & syscalls.MS_RDONLY:
+                _make_readonly(root)
+
     def add_rootfs(self, container_id: str, path: str) -> None:
         """Bind the directory ``path``, with what is mounted below it, as the container's root."""
         if not self._at_origin(lambda: os.path.isdir(path)):
             raise ConfigError(f"The root file system {path} is not a directory.")
         self._bind(path, self._make_point(os.path.join(container_id, "rootfs")))
 
-    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool = True) -> str:
+    def add_volume(
+        self, container_id: str, source: str, *, readonly: bool, recursive: bool = True, deep: bool = False
+    ) -> str:
         """Bind the host's file or directory ``source``; return its path below the share. Raises ConfigError, HostError.
 
-        ``recursive``: with what is mounted below it, which is read-only where ``source`` is.
+        ``recursive``: with what is mounted below it, which with ``deep`` is ``readonly`` too.
         """
         if not os.path.isabs(source):
             raise ConfigError(f"Cannot mount {source!r} into the container: its path is not absolute.")
@@ -163,7 +194,7 @@ class SharedTree:
             raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise ConfigError(f"Cannot mount {source} into the container: it is neither a directory nor a file.")
-        key = (real, status.st_dev, status.st_ino, readonly, recursive)
+        key = (real, status.st_dev, status.st_ino, readonly, recursive, deep)
         volume = next((volume for volume in self._volumes if volume.key == key), None)
         if volume is None:
             volume = _Volume(key, os.path.join(_VOLUMES, str(self._next)), set())
@@ -173,15 +204,19 @@ class SharedTree:
         volume.users.add(container_id)
         return volume.relative
 
+    def has_mounts_below(self, source: str) -> bool:
+        """Whether anything is mounted below the directory ``source``."""
+        return self._at_origin(lambda: has_mounts_below(os.path.realpath(source)))
+
     def _mount_volume(self, volume: _Volume, source: str, *, directory: bool) -> None:
-        *_, readonly, recursive = volume.key
+        *_, readonly, recursive, deep = volume.key
         target = self._make_point(volume.relative, directory=directory)
         # Made ready aside: nobody sees a read-only volume writable, and what a mount may is not passed on later.
         aside = os.path.join(self._points, volume.relative)
         try:
             self._bind(source, aside, recursive=recursive)
             if readonly:
-                _make_readonly(aside)
+                _make_readonly(aside, recursive=deep)
             _mount(aside, target, "", syscalls.MS_MOVE)
         except BaseException:
             _unmount(aside)
@@ -249,10 +284,10 @@ def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") ->
         raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
 
 
-def _make_readonly(target: str) -> None:
-    """Make what is mounted at ``target``, and below it, read-only."""
+def _make_readonly(target: str, *, recursive: bool = True) -> None:
+    """Make what is mounted at ``target``, ``recursive``: and below it, read-only."""
     try:
-        syscalls.make_readonly(target)
+        syscalls.make_readonly(target, recursive=recursive)
     except OSError as error:
         raise HostError(f"Cannot make the mount {target} read-only: {error.strerror}.") from error
 

@@ -77,7 +77,7 @@ def fake_crun(directory: str) -> str:
 
 def main() -> None:
     """What hako.agent.main does in a VM, less what concerns the VM. Directory and port are arguments."""
-    from hako.agent import cgroups, containers, crun, devices, network, system
+    from hako.agent import cgroups, containers, crun, devices, network, sockets, system
     from hako.agent.channel import Channel
     from hako.agent.loop import Loop
     from hako.agent.service import Service
@@ -91,6 +91,7 @@ def main() -> None:
     crun._ROOT = os.path.join(directory, "crun-state")
     containers._STATE_DIR = os.path.join(directory, "containers")
     containers._SCRATCH = os.path.join(directory, "scratch")
+    sockets._DIRECTORY = os.path.join(directory, "sockets")
     cgroups.MOUNT = os.path.join(directory, "cgroup")
     crun._ENV["HAKO_TEST_CGROUP"] = cgroups.MOUNT
     cgroups.kill = _kill_members

@@ -7,17 +7,20 @@ The test plays the guest: ``guest_socket`` is the guest's end of the agent chann
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
+import stat
 from collections.abc import Awaitable, Sequence
 
-from hako.errors import ConfigError, HypervisorError, StateError
+from hako.errors import ConfigError, HypervisorError, NotFoundError, StateError
 from hako.hypervisor.base import (
     AgentChannel,
     Backends,
     Balloon,
     Capabilities,
+    Disk,
     MemoryDevice,
     Nic,
     ShareVirtiofs,
@@ -54,7 +57,7 @@ class FakeVm:
         self._requested = False
         self._state = "running"
         self.calls: list[str] = []  #: the driver's methods that were called, in order
-        self.plugged: list[ShareVirtiofs | Nic] = []  #: what was added to it
+        self.plugged: list[ShareVirtiofs | Nic | Disk] = []  #: what was added to it
         self.extra_memory = 0  #: bytes that were added to it; a test may take some away again
         self.vcpus = spec.vcpus
         self.balloon_size = spec.memory  #: what the guest has of its first memory
@@ -156,11 +159,30 @@ class FakeVm:
         self._set_state("freeze", "paused")
         os.pwrite(self._backends.state, _FROZEN, 0)
 
-    async def plug(self, device: ShareVirtiofs | Nic, fds: Sequence[int] = ()) -> None:
+    async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:
         self._must_run("plug")
+        if isinstance(device, Disk):
+            self._check_disk(device, *fds)
         if isinstance(device, Nic) and len(fds) != device.queues:
             raise HypervisorError("A card has as many queues as its tap.")
         self.plugged.append(device)
+
+    def _check_disk(self, disk: Disk, fd: int) -> None:
+        disk.check()
+        there = [one for one in self.plugged if isinstance(one, Disk)]
+        if any(one.serial == disk.serial for one in there):
+            raise StateError(f"VM {self.spec.id} has a disk {disk.serial} already.")
+        if len(there) >= self.capabilities.disks:
+            raise StateError(f"VM {self.spec.id} has {len(there)} disks, and there is no room for another one.")
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode != (os.O_RDONLY if disk.readonly else os.O_RDWR) or disk.block != stat.S_ISBLK(os.fstat(fd).st_mode):
+            raise HypervisorError(f"VM {self.spec.id} was given another file for disk {disk.serial} than it is of.")
+
+    async def unplug(self, disk: Disk) -> None:
+        self._must_run("unplug")
+        if disk not in self.plugged:
+            raise NotFoundError(f"VM {self.spec.id} has no disk {disk.serial}.")
+        self.plugged.remove(disk)
 
     async def resize_memory(self, extra: int, timeout: float = 30.0) -> int:  # noqa: ARG002  # as in stop()
         device = self.spec.find(MemoryDevice)

@@ -30,6 +30,8 @@ MAX_CONTAINERS = 512
 MAX_EXECS = 1024
 #: Processes one Ps lists.
 MAX_PROCESSES = 2048
+#: Devices of each sort that one Stats tells of.
+MAX_DEVICES = 64
 #: Longest error text that is passed on, in characters.
 MAX_MESSAGE = 4096
 

@@ -31,15 +31,19 @@ class FrameError(Exception):
 
 
 class Frame:
-    """One frame: ``stream`` id, ``kind`` (type), ``flags`` and ``data``."""
+    """One frame: ``stream`` id, ``kind`` (type), ``flags`` and ``data``.
 
-    __slots__ = ("data", "flags", "kind", "stream")
+    ``dropped`` is the length of data that was too long to be kept; ``data`` is empty then.
+    """
 
-    def __init__(self, stream: int, kind: int, flags: int, data: bytes) -> None:
+    __slots__ = ("data", "dropped", "flags", "kind", "stream")
+
+    def __init__(self, stream: int, kind: int, flags: int, data: bytes, dropped: int = 0) -> None:
         self.stream = stream
         self.kind = kind
         self.flags = flags
         self.data = data
+        self.dropped = dropped
 
     def __repr__(self) -> str:
         return f"Frame(stream={self.stream}, kind={self.kind}, flags={self.flags}, data={self.data[:32]!r})"
@@ -47,8 +51,8 @@ class Frame:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Frame):
             return NotImplemented
-        mine = (self.stream, self.kind, self.flags, self.data)
-        return mine == (other.stream, other.kind, other.flags, other.data)
+        mine = (self.stream, self.kind, self.flags, self.data, self.dropped)
+        return mine == (other.stream, other.kind, other.flags, other.data, other.dropped)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -64,12 +68,15 @@ class Decoder:
     Holds at most one incomplete frame, so never more than ``max_data`` bytes plus a header plus the
     piece just fed. Any input gives frames or FrameError, nothing else; after FrameError, which also
     takes the frames of the same piece with it, the connection is of no use and the decoder holds
-    nothing. Frames of unknown type are dropped, as ttrpc asks.
+    nothing. Frames of unknown type are dropped, as ttrpc asks. With ``tolerant``, as ttrpc asks too, a frame that is
+    too long is no error: it is given without its data as soon as its header has come, and its data is dropped.
     """
 
-    def __init__(self, max_data: int = MAX_DATA) -> None:
+    def __init__(self, max_data: int = MAX_DATA, *, tolerant: bool = False) -> None:
         self._buffer = bytearray()
         self._max_data = max_data
+        self._tolerant = tolerant
+        self._to_drop = 0
 
     @property
     def pending(self) -> int:
@@ -83,11 +90,23 @@ class Decoder:
         frames: list[Frame] = []
         start = 0
         size = len(buffer)
-        while size - start >= HEADER.size:
+        while True:
+            if self._to_drop:
+                dropped = min(self._to_drop, size - start)
+                self._to_drop -= dropped
+                start += dropped
+            if size - start < HEADER.size:
+                break
             length, stream, kind, flags = HEADER.unpack_from(buffer, start)
             if length > self._max_data:
-                buffer.clear()
-                raise FrameError(f"a frame of {length} bytes exceeds the limit of {self._max_data}")
+                if not self._tolerant:
+                    buffer.clear()
+                    raise FrameError(f"a frame of {length} bytes exceeds the limit of {self._max_data}")
+                if kind in _KNOWN:
+                    frames.append(Frame(stream, kind, flags, b"", length))
+                self._to_drop = length
+                start += HEADER.size
+                continue
             end = start + HEADER.size + length
             if size < end:
                 break

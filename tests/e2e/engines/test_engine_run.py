@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from support import blockfiles
 from support.children import started
 from support.engines import IMAGE, Box, Engine, differs
 from support.terminals import OnTerminal
@@ -122,6 +126,41 @@ def test_volumes(box: Box, tmp_path: Path) -> None:
     assert box.shell("-v", "shelf:/again", "cat /again/file") == "kept"
 
 
+_ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect("/run/host.sock")
+    s.sendall(b"question")
+    s.shutdown(socket.SHUT_WR)
+    print(s.makefile().read())
+"""
+
+
+def test_a_socket_of_the_host_as_a_volume(box: Box, tmp_path: Path) -> None:
+    """As docker's own socket is given to containers."""
+
+    def answer() -> None:
+        for _ in range(2):
+            connected, _ = listener.accept()
+            with connected, connected.makefile("rb") as incoming:
+                uid, gid = struct.unpack("3I", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1:]
+                connected.sendall(incoming.read()[::-1] + f" {uid} {gid}".encode())
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        (tmp_path / "s").chmod(0o666)
+        listener.listen()
+        listener.settimeout(100)
+        answering = threading.Thread(target=answer)
+        answering.start()
+        volumes = [word for path in ("/usr", "/lib", "/lib64") for word in ("-v", f"{path}:{path}:ro")]
+        volumes += ["-v", f"{tmp_path}/s:/run/host.sock"]
+        for user in ("0:0", "1000:1001"):
+            told = box.output("run", "--rm", "-u", user, *volumes, IMAGE, "/usr/bin/python3", "-IS", "-c", _ASK)
+            assert told == f"noitseuq {user.replace(':', ' ')}"
+        answering.join()
+
+
 def test_init(box: Box) -> None:
     script = "cat /proc/1/comm; exit 6"
     done = box("run", "--rm", "--init", IMAGE, "sh", "-c", script, check=False)
@@ -221,3 +260,17 @@ def test_attaching_to_pipes(box: Box) -> None:
         client.input.flush()
         assert client.wait(60) == (4 if box.docker else 0)
     assert box.until_state("reader", "exited")["ExitCode"] == 4
+
+
+def test_a_block_device(box: Box, tmp_path: Path) -> None:
+    image = tmp_path / "raw"
+    image.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
+    with blockfiles.loop(image) as host:
+        script = "head -c 13 /dev/xvda; printf back | dd of=/dev/xvda bs=512 seek=1 conv=sync 2>/dev/null"
+        assert box.output("run", "--rm", "--device", f"{host}:/dev/xvda", IMAGE, "sh", "-c", script) == "from the host"
+        with open(host, "rb") as file:
+            file.seek(512)
+            assert file.read(4) == b"back"
+        script = "head -c 13 /dev/xvda; (echo x >/dev/xvda) 2>/dev/null || echo ' refused'"
+        said = box.output("run", "--rm", "--device", f"{host}:/dev/xvda:r", IMAGE, "sh", "-c", script)
+        assert said == "from the host refused"

@@ -298,7 +298,9 @@ def test_update_stats_and_ps(tmp_path: Path) -> None:
         stats = await client.call("Stats", {"container": "c"})
         assert (stats["memory"]["limit"], stats["memory"]["usage"], stats["memory"]["peak"]) == (12345, 77, None)
         assert (stats["pids"]["limit"], stats["cpu"]) == (None, {"usage_usec": 5})
-        assert stats["io"] == {"rbytes": 11, "wbytes": 2, "rios": 3, "wios": 4}
+        first = {"major": 8, "minor": 0, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4}
+        second = {"major": 8, "minor": 16, "rbytes": 10, "wbytes": 0, "rios": 0, "wios": 0}
+        assert stats["io"] == {"rbytes": 11, "wbytes": 2, "rios": 3, "wios": 4, "devices": [first, second]}
         (entry,) = (await client.call("Ps", {"container": "c"}))["processes"]
         assert (entry["pid"], entry["command"], entry["uid"]) == (pid, "sleep 60", os.getuid())
         resources = {"memory": {"limit": 1}}

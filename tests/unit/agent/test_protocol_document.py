@@ -41,7 +41,7 @@ def test_each_parameter_is_described(method: str) -> None:
     used = set(re.findall(r'params(?:, |\.get\(|\[)"(\w+)"', code))
     used |= {"container"} if "self._container(params)" in code else set()
     used |= {"width", "height"} if "_sized(" in code or "_size(" in code else set()
-    described = {name for row in rows(method) for name in re.findall(r"[a-z_]+", row[0])}
+    described = {name for row in rows(method) for name in re.findall(r"[a-z_0-9]+", row[0])}
     if method == "Stats":
         described &= {"container"}
     assert described == used
@@ -49,7 +49,8 @@ def test_each_parameter_is_described(method: str) -> None:
 
 def test_the_limits() -> None:
     described = {name.strip("`"): int(value) for name, value, _ in rows("Limits") if name != "constant"}
-    names = ("MAX_CALL", "WINDOW", "CHUNK", "MAX_CALLS", "MAX_CONTAINERS", "MAX_EXECS", "MAX_PROCESSES", "MAX_MESSAGE")
+    names = ("MAX_CALL", "WINDOW", "CHUNK", "MAX_CALLS", "MAX_CONTAINERS", "MAX_EXECS", "MAX_PROCESSES", "MAX_DEVICES")
+    names += ("MAX_MESSAGE",)
     assert described == {name: getattr(calls, name) for name in names}
     public = {name for name, value in vars(calls).items() if name.isupper() and name[0] != "_" and type(value) is int}
     codes = {name for _, name, _ in rows("Calls")}

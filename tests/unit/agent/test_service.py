@@ -33,6 +33,7 @@ class Refusing(Bench):
 
 
 GOOD_SPEC = {"process": {"args": ["true"]}}
+MOUNT = {"type": "ext4", "source": "", "flags": 0, "data": ""}
 NAMES: list[object] = ["", "-a", ".a", "a/b", "a" * 129, "ä", "a\n", 1, None, ["a"], {"a": 1}, True]
 
 CASES: list[tuple[str, dict[str, Any], str]] = [
@@ -70,6 +71,36 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("Resolve", {"addresses": ["10.0.0.1"], "stdin": 1, "stdout": 3}, "addresses"),
     ("Resolve", {"addresses": ["127.0.0.11"], "stdout": 3}, "stdin"),
     ("Resolve", {"addresses": ["127.0.0.11"], "stdin": 1, "stdout": 0}, "stdout"),
+    ("Pod", {"hostname": "a/b", "inside": {}, "whole": {}}, "hostname"),
+    ("Pod", {"hostname": "", "whole": {}}, "inside"),
+    ("Pod", {"hostname": "", "inside": {}}, "whole"),
+    ("Pod", {"hostname": "", "inside": {}, "whole": {"../x": "1"}}, "sysctls"),
+    ("AttachDisks", {"container": "c"}, "disks"),
+    ("AttachDisks", {"container": "c", "disks": ["a/b"]}, "disks"),
+    ("AttachDisks", {"container": "c", "disks": ["a"] * 257}, "disks"),
+    ("AttachDisks", {"container": "../c", "disks": []}, "container"),
+    ("AttachDisks", {"container": "c", "disks": [], "modules": [1]}, "modules"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": {}}, "mounts"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{}]}, "mounts.type"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "flags": "ro"}]}, "mounts.flags"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "data": "\0"}]}, "mounts.data"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "disk": "b"}]}, "not among"),
+    ("AttachDisks", {"container": "c", "disks": ["a"], "mounts": [{**MOUNT, "devices": ["b"]}]}, "not among"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "inside": [1]}]}, "mounts.inside"),
+    ("AttachDisks", {"container": "c", "disks": [], "mounts": [{**MOUNT, "make": [{"path": "0"}]}]}, "mounts.make"),
+    ("DetachDisks", {"container": "c"}, "disks"),
+    ("DetachDisks", {"disks": []}, "container"),
+    ("Listen", {"socket": "../s", "mode": 0, "uid": 0, "gid": 0}, "socket"),
+    ("Listen", {"socket": "s", "mode": 0o10000, "uid": 0, "gid": 0}, "mode"),
+    ("Listen", {"socket": "s", "mode": 0, "uid": (1 << 32) - 1, "gid": 0}, "uid"),
+    ("Listen", {"socket": "s", "mode": 0, "uid": 0, "gid": -1}, "gid"),
+    ("Accept", {"socket": "", "stdin": 1, "stdout": 3}, "socket"),
+    ("Unlisten", {}, "socket"),
+    ("Dial", {"port": 0, "stdin": 1, "stdout": 3}, "port"),
+    ("Dial", {"port": 65536, "stdin": 1, "stdout": 3}, "port"),
+    ("Dial", {"port": "80", "stdin": 1, "stdout": 3}, "port"),
+    ("Dial", {"port": 80, "ipv6": 1, "stdin": 1, "stdout": 3}, "ipv6"),
+    ("Dial", {"port": 80, "stdout": 3}, "stdin"),
     ("Create", {"container": "c", "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": [], "stdio": {}}, "spec"),
     ("Create", {"container": "c", "spec": {}, "stdio": {}}, "process"),

@@ -41,7 +41,7 @@ def runc() -> str:
 def left_of(base: str) -> list[str]:
     """What there is of an engine that had the directory ``base``."""
     cgroups = glob.glob(f"/sys/fs/cgroup/**/{os.path.basename(base)}/", recursive=True)
-    found = [*cgroups, *(str(pid) for pid in engines._members(base))]
+    found = [*cgroups, *(str(pid) for pid in engines.members(base))]
     return [*found, base] if os.path.exists(base) else found
 
 
@@ -85,11 +85,11 @@ def programs(directory: pathlib.Path, **scripts: str) -> str:
     for name, script in scripts.items():
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
         (directory / name).chmod(0o755)
-    return f"{directory}:{engines._PATH}"
+    return f"{directory}:{engines.PATH}"
 
 
 def test_a_dockerd_that_does_not_start_says_why(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_PATH", programs(tmp_path, dockerd="echo first >&2; echo no luck >&2; exit 1"))
+    monkeypatch.setattr(engines, "PATH", programs(tmp_path, dockerd="echo first >&2; echo no luck >&2; exit 1"))
     engine = engines.Docker(engines.Image("/nowhere", {}))
     with pytest.raises(BenchError, match=r"^dockerd has ended: no luck$"):
         engine.__enter__()
@@ -97,7 +97,7 @@ def test_a_dockerd_that_does_not_start_says_why(tmp_path: pathlib.Path, monkeypa
 
 
 def test_an_engine_that_is_not_installed_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_PATH", str(tmp_path))
+    monkeypatch.setattr(engines, "PATH", str(tmp_path))
     with pytest.raises(BenchError, match=r"There is no docker; scripts/install-bench-deps\.sh installs it\."):
         engines.Docker(engines.Image("/nowhere", {})).__enter__()
 
@@ -110,7 +110,7 @@ def test_a_process_that_does_not_heed_is_ended(tmp_path: pathlib.Path, monkeypat
     with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as stubborn:
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == "ready\n"
-        assert engines._members(base) == [stubborn.pid]
+        assert engines.members(base) == [stubborn.pid]
         engines._clear(base)
         assert stubborn.wait(10) == -signal.SIGKILL
     assert not os.path.exists(base)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hako.errors import AgentError, CommandError, ConfigError, HakoError, NotFoundError, ProtocolError, StateError
-from hako.sandbox import client, control
+from hako.sandbox import client, serving
 from hako.sandbox.control import MAX_FDS, Connection, ControlServer, Fds
 from hako.wire import calls, frames
 from support.agentside import open_fds
@@ -271,7 +271,7 @@ def test_more_descriptors_than_fit_one_message(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_client_that_takes_no_answers_is_not_listened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_MAX_ANSWERS", 1 << 20)
+    monkeypatch.setattr(serving, "_MAX_ANSWERS", 1 << 20)
 
     async def body(name: str, server: ControlServer) -> None:
         with client.connect(name) as sock:
@@ -292,7 +292,7 @@ def test_a_client_that_takes_no_answers_is_not_listened_to(tmp_path: Path, monke
 
 
 def test_a_server_that_is_out_of_descriptors_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_ACCEPT_PAUSE", 0.02)
+    monkeypatch.setattr(serving, "_ACCEPT_PAUSE", 0.02)
     tries = 0
 
     class Exhausted:

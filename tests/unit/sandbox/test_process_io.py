@@ -16,47 +16,7 @@ from hako.sandbox.process_io import ProcessIO
 from hako.testing.agent import LocalAgent
 from hako.wire.calls import WINDOW
 from support.agentside import open_fds
-from support.hostside import config, until, with_agent
-
-
-class Started:
-    """A container whose streams a ProcessIO owns."""
-
-    def __init__(self, client: AgentClient, io: ProcessIO) -> None:
-        self.client = client
-        self.io = io
-
-    async def wait(self) -> int:
-        """Wait for its end, then for its output; the exit status."""
-        status = int((await self.client.call("Wait", {"container": "c"}))["exit_status"])
-        await self.io.drained()
-        return status
-
-
-async def start(
-    client: AgentClient,
-    script: str,
-    fds: dict[str, int] | None = None,
-    *,
-    terminal: bool = False,
-    log: LogWriter | None = None,
-    keep_stdin: bool = False,
-) -> Started:
-    """Run ``script`` with ``fds``, which are owned from now on."""
-    io = ProcessIO(client, terminal=terminal, log=log, keep_stdin=keep_stdin)
-    stdio = io.open_streams(fds or {})
-    spec = config("sh", "-c", script, terminal=terminal)
-    await client.call("Create", {"container": "c", "spec": spec, "stdio": stdio, "start": True})
-    return Started(client, io)
-
-
-def read_now(fd: int) -> bytes:
-    """All that is in the pipe ``fd`` up to its end."""
-    pieces = []
-    while piece := os.read(fd, 1 << 20):
-        pieces.append(piece)
-    os.close(fd)
-    return b"".join(pieces)
+from support.hostside import config, read_now, start, until, with_agent
 
 
 def entries(path: Path) -> dict[int, bytes]:
@@ -284,5 +244,107 @@ def test_close_gives_everything_back_in_the_middle(tmp_path: Path) -> None:
         for fd in (given[1], stdout[0]):
             os.close(fd)
         assert open_fds() == before
+
+    with_agent(str(tmp_path), body)
+
+
+def test_no_more_input_is_to_come(tmp_path: Path) -> None:
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        before = open_fds()
+        given, stdout = os.pipe(), os.pipe()
+        process = await start(client, "cat; exit 3", {"stdin": given[0], "stdout": stdout[1]})
+        process.io.close_stdin()
+        os.write(given[1], b"all of it")  # whoever has the other end may not be done
+        os.close(given[1])
+        assert await process.wait() == 3
+        process.io.close_stdin()
+        assert read_now(stdout[0]) == b"all of it"
+        assert open_fds() == before
+
+    with_agent(str(tmp_path), body)
+
+
+def test_no_more_input_where_nobody_is_attached(tmp_path: Path) -> None:
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        process = await start(client, "cat; exit 3", keep_stdin=True)
+        process.io.close_stdin()
+        assert await process.wait() == 3
+
+    with_agent(str(tmp_path), body)
+
+
+@pytest.mark.parametrize("end_first", [False, True])
+def test_a_terminal_hangs_up_when_no_more_input_is_to_come(tmp_path: Path, *, end_first: bool) -> None:
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        before = open_fds()
+        given, stdout = os.pipe(), os.pipe()
+        fds = {"stdin": given[0], "stdout": stdout[1]}
+        process = await start(client, "trap 'exit 7' HUP; echo ready; read line; sleep 60", fds, terminal=True)
+        assert await asyncio.to_thread(os.read, stdout[0], 100) == b"ready\r\n"
+        if end_first:
+            os.close(given[1])
+            await until(lambda: not process.io._readers)
+            process.io.close_stdin()
+        else:
+            process.io.close_stdin()
+            os.close(given[1])
+        assert await asyncio.wait_for(process.wait(), 10) == 7
+        assert read_now(stdout[0]) == b""
+        assert open_fds() == before
+
+    with_agent(str(tmp_path), body)
+
+
+def test_streams_that_linger_do_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_io, "_DRAIN_SECONDS", 0.02)
+
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        before = open_fds()
+        stdout = os.pipe()
+        process = await start(client, "head -c 200000 /dev/zero", {"stdout": stdout[1]}, lingers=True)
+        assert await process.wait() == 0, "nobody has read it yet"
+        assert not process.io.is_drained
+        assert len(await asyncio.to_thread(read_now, stdout[0])) == 200_000
+        await until(lambda: process.io.is_drained)
+        assert open_fds() == before
+
+    with_agent(str(tmp_path), body)
+
+
+def test_streams_that_linger_are_given_back_by_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_io, "_DRAIN_SECONDS", 0.02)
+
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        before = open_fds()
+        stdout = os.pipe()
+        process = await start(client, "head -c 200000 /dev/zero", {"stdout": stdout[1]}, lingers=True)
+        assert await process.wait() == 0
+        await process.io.close()
+        await process.io.close()
+        assert process.io.is_drained
+        os.close(stdout[0])
+        assert open_fds() == before
+
+    with_agent(str(tmp_path), body)
+
+
+def test_nothing_is_read_for_a_process_that_does_not_run_yet(tmp_path: Path) -> None:
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        given, stdout = os.pipe(), os.pipe()
+        os.set_blocking(given[1], False)
+        io = ProcessIO(client, terminal=False, log=None, keep_stdin=False, started=False)
+        stdio = io.open_streams({"stdin": given[0], "stdout": stdout[1]})
+        await client.call("Create", {"container": "c", "spec": config("cat"), "stdio": stdio})
+        written = os.write(given[1], bytes(1 << 20))
+        await asyncio.sleep(0.1)
+        with pytest.raises(BlockingIOError):
+            os.write(given[1], b"more")
+        await client.call("Start", {"container": "c"})
+        io.start()
+        os.close(given[1])
+        assert len(await asyncio.to_thread(read_exactly, stdout[0], written)) == written
+        await client.call("Wait", {"container": "c"})
+        await io.drained()
+        os.close(stdout[0])
 
     with_agent(str(tmp_path), body)

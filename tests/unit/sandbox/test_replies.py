@@ -11,14 +11,32 @@ from hypothesis import strategies as st
 
 from hako.errors import ProtocolError
 from hako.sandbox import replies
-from hako.wire.calls import MAX_PROCESSES
+from hako.wire.calls import MAX_DEVICES, MAX_PROCESSES
 
 STATS: dict[str, Any] = {
     "cpu": {"usage_usec": 5, "core_sched.force_idle_usec": 0},
-    "memory": {"usage": 1, "limit": None, "peak": 2, "swap": None, "stat": {"anon": 3}, "events": {"oom_kill": 0}},
+    "memory": {
+        "usage": 1, "limit": None, "peak": 2, "swap": None, "swap_limit": 0, "swap_peak": None,
+        "stat": {"anon": 3}, "events": {"oom_kill": 0},
+    },
     "pids": {"current": 1, "limit": None},
-    "io": {"rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4},
-}
+    "io": {"rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4, "devices": []},
+    "hugetlb": [],
+    "pressure": {"cpu": {"some": {"avg10": 5, "avg60": 0, "avg300": 0, "total": 1}}, "memory": {}, "io": {}},
+    "network": [],
+}  # fmt: skip
+DEVICE = {"major": 254, "minor": 0, "rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4}
+HUGE_PAGES = {"page": "2MB", "current": 1, "limit": None, "failures": 0}
+INTERFACE = {
+    "name": "eth0", "rx_bytes": 1, "rx_packets": 2, "rx_errors": 3, "rx_dropped": 4, "tx_bytes": 5, "tx_packets": 6,
+    "tx_errors": 7, "tx_dropped": 8,
+}  # fmt: skip
+#: Lists in STATS, and what is in them.
+LISTS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("io", "devices"), DEVICE),
+    (("hugetlb",), HUGE_PAGES),
+    (("network",), INTERFACE),
+]
 PROCESS: dict[str, Any] = {
     "pid": 7,
     "container_pid": 1,
@@ -60,8 +78,21 @@ def test_good_answers_pass_and_extras_do_not() -> None:
     assert replies.processes({"processes": [{**PROCESS, "extra": 1}] * 2}) == {"processes": [PROCESS] * 2}
 
 
-@pytest.mark.parametrize("path", paths(STATS))
-@pytest.mark.parametrize("value", ["x", [], True, 1.5, 1 << 64])
+@pytest.mark.parametrize(("path", "entry"), LISTS)
+def test_lists_in_stats(path: tuple[str, ...], entry: dict[str, Any]) -> None:
+    def answer(entries: list[Any]) -> dict[str, Any]:
+        return changed(STATS, path, entries)
+
+    assert replies.stats(answer([{**entry, "extra": 1}] * MAX_DEVICES)) == answer([entry] * MAX_DEVICES)
+    wrong: list[Any] = [[entry] * (MAX_DEVICES + 1), [1], [None], entry]
+    wrong += [[{**entry, key: value}] for key in entry for value in ([], True, 1.5, -1, 1 << 64)]
+    for entries in wrong:
+        with pytest.raises(ProtocolError, match="no valid"):
+            replies.stats(answer(entries))
+
+
+@pytest.mark.parametrize("path", [path for path in paths(STATS) if path not in [path for path, _ in LISTS]])
+@pytest.mark.parametrize("value", ["x", [], True, 1.5, -1, 1 << 64])
 def test_wrong_types_in_stats(path: tuple[str, ...], value: object) -> None:
     with pytest.raises(ProtocolError, match="no valid"):
         replies.stats(changed(STATS, path, value))

@@ -248,6 +248,17 @@ def test_where_nobody_listens_nothing_is_relayed(on_a_relay: Callable[[Body], No
     on_a_relay(body)
 
 
+def test_servers_of_the_guest_are_left_alone(on_a_relay: Callable[[Body], None], file: Path) -> None:
+    async def body(found: Resolver, client: AgentClient, guest: Guest, server: Server) -> None:
+        found.connect(NAMESPACE, client, guests=[ADDRESS])
+        found.consult(str(file))
+        await found.settled()
+        assert not guest.calls
+        assert not server.asked
+
+    on_a_relay(body)
+
+
 def test_a_file_that_changes(on_a_relay: Callable[[Body], None], file: Path, tmp_path: Path) -> None:
     file.write_text("nameserver 10.0.0.1\n")
 

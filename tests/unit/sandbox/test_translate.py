@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import socket
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +13,10 @@ import pytest
 from hako.errors import ConfigError
 from hako.oci import check
 from hako.sandbox import guestresources, translate
-from hako.sandbox.translate import GuestSpec
 from hako.storage.sources import Source, look
 from hako.storage.tree import SharedTree
 from support import enginespecs
-
-SHARES = "/run/hako/shares/shared"
-
-
-class Tree:
-    """Notes the volumes it is asked for; sources that are not on this host are directories."""
-
-    def __init__(self) -> None:
-        self.volumes: list[tuple[str, str, bool, bool]] = []
-
-    def look(self, source: str) -> Source:
-        if os.path.exists(source):
-            return look(source)
-        if source.endswith("/shm"):
-            return Source(source, stat.S_IFDIR | 0o1777, (0, 0), (0, 0), "tmpfs", 77, 64 << 20)
-        return Source(source, stat.S_IFDIR | 0o755, (0, 0), (0, 0), "ext4", 1, 1 << 40)
-
-    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool) -> str:
-        self.volumes.append((container_id, source, readonly, recursive))
-        return f"{container_id}/volumes/{len(self.volumes) - 1}"
-
-
-def to_guest(spec: dict[str, Any], **options: Any) -> tuple[GuestSpec, Tree]:
-    tree = Tree()
-    assert isinstance(tree, object)
-    return translate.translate(check.check(spec), "c1", tree, **options), tree  # type: ignore[arg-type]
-
-
-def spec(**more: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "ociVersion": "1.2.0",
-        "process": {"args": ["true"], "cwd": "/"},
-        "root": {"path": "/srv/rootfs", "readonly": True},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
-            {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro", "nosuid"]},
-            {"destination": "/etc/hosts", "source": "/srv/hosts", "options": ["bind"]},
-            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
-        ],
-        "linux": {
-            "cgroupsPath": "/system.slice/x",
-            "namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"}],
-            "maskedPaths": ["/proc/kcore"],
-        },
-        "annotations": {"a": "b"},
-    }
-    return {**base, **more}
-
-
-def linux(*more_namespaces: str, **more: Any) -> dict[str, Any]:
-    """A spec whose linux section has ``more``."""
-    kinds = ("pid", "mount", "ipc", "uts", "network", *more_namespaces)
-    return spec(mounts=[], linux={"namespaces": [{"type": kind} for kind in kinds], **more})
+from support.translating import ALL_DEVICES, SHARES, Tree, device, linux, spec, to_guest
 
 
 def bind(source: str, destination: str = "/x", *options: str, **more: Any) -> dict[str, Any]:
@@ -144,6 +89,13 @@ def test_the_last_word_on_writing_counts(options: list[str], readonly: bool) -> 
     assert guest["mounts"][1]["options"] == ["rbind", *options]
 
 
+def test_a_guest_leaves_it_to_the_host_to_have_a_part_readonly() -> None:
+    (guest, _), _ = to_guest(bind("/srv/tree", "/d", "rbind", "ro", "nodev"))
+    assert guest["mounts"][1]["options"] == ["rbind", "nodev"]
+    (guest, _), _ = to_guest(bind("/srv/tree", "/d", "rbind", "rro"))
+    assert guest["mounts"][1]["options"] == ["rbind", "rro"]
+
+
 def test_a_relative_destination_is_below_the_root() -> None:
     (guest, _), _ = to_guest(bind("/srv/data", "data"))
     assert guest["mounts"][1]["destination"] == "/data"
@@ -166,6 +118,22 @@ def test_shared_memory_is_the_guests_and_common_to_those_that_share_the_hosts() 
 def test_memory_of_the_host_elsewhere_is_shared_as_files() -> None:
     (_, prepare), tree = to_guest(bind("/srv/pod/shm", "/cache"))
     assert tree.volumes[0][1] == "/srv/pod/shm"
+    assert prepare == {}
+
+
+def test_a_pods_memory_volume_is_the_guests_wherever_it_is_mounted() -> None:
+    source = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache/shm"
+    (one, prepare), tree = to_guest(bind(source, "/cache"))
+    (two, _), _ = to_guest(bind(source, "/elsewhere", "bind", "ro"))
+    (name,) = prepare["memory"]
+    assert one["mounts"][1]["source"] == two["mounts"][1]["source"] == f"/run/hako/memory/{name}"
+    assert two["mounts"][1]["options"] == ["bind", "ro"]
+    assert tree.volumes == []
+
+
+def test_a_pods_volume_on_disk_is_shared_as_files() -> None:
+    (_, prepare), tree = to_guest(bind("/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache", "/cache"))
+    assert len(tree.volumes) == 1
     assert prepare == {}
 
 
@@ -241,64 +209,6 @@ def test_file_systems_of_the_guests_kernel_are_passed_on(kind: str) -> None:
     assert guest["mounts"][1] == mount
 
 
-# --- devices ---
-
-_ALL = [{"allow": True, "access": "rwm"}]
-
-
-def device(path: str, kind: str, major: int, minor: int) -> dict[str, Any]:
-    return {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": 0o20666, "uid": 1, "gid": 2}
-
-
-def test_devices_that_every_kernel_has() -> None:
-    given = [device("/dev/x", "c", 1, 3), device("/dev/fuse", "u", 10, 229), {"path": "/dev/p", "type": "p"}]
-    (guest, prepare), _ = to_guest(linux(devices=given))
-    assert guest["linux"]["devices"] == [{**given[0], "fileMode": 0o666}, {**given[1], "fileMode": 0o666}, given[2]]
-    assert prepare == {}
-
-
-def test_devices_whose_driver_must_be_loaded() -> None:
-    given = [device("/dev/net/tun", "c", 10, 200), device("/dev/loop3", "b", 7, 3)]
-    (_, prepare), _ = to_guest(linux(devices=given))
-    assert prepare == {"modules": {"tun": True, "loop": True}}
-    (_, prepare), _ = to_guest(linux(devices=given, resources={"devices": _ALL}))
-    assert prepare == {"modules": {"tun": False, "loop": False}}
-
-
-def test_a_number_without_a_device_behind_it_is_passed_on() -> None:
-    """As runtime validation does: such a node leads nowhere on the host either."""
-    given = [device("/dev/test1", "c", 10, 666), device("/dev/test2", "b", 8, 666)]
-    (guest, _), _ = to_guest(linux(devices=given))
-    assert [node["path"] for node in guest["linux"]["devices"]] == ["/dev/test1", "/dev/test2"]
-
-
-def the_hosts_own() -> tuple[int, int]:
-    """A character device of this host that a guest does not have."""
-    numbers = [tuple(map(int, name.split(":"))) for name in os.listdir("/sys/dev/char")]
-    return next((major, minor) for major, minor in numbers if major not in (1, 4, 5) and (major, minor) != (10, 229))
-
-
-def test_hardware_of_the_host_is_refused_unless_the_container_gets_everything() -> None:
-    given = [device("/dev/mine", "c", *the_hosts_own()), device("/dev/null", "c", 1, 3)]
-    with pytest.raises(ConfigError, match=r"\$\.linux\.devices\[0\]: /dev/mine is a device of the host"):
-        to_guest(linux(devices=given))
-    partly = [{"allow": True, "type": "c", "access": "rwm"}, {"allow": True, "access": "r"}]
-    with pytest.raises(ConfigError, match="/dev/mine"):
-        to_guest(linux(devices=given, resources={"devices": partly}))
-    (guest, _), _ = to_guest(linux(devices=given, resources={"devices": _ALL}))
-    assert [node["path"] for node in guest["linux"]["devices"]] == ["/dev/null"]
-
-
-def test_devices_outside_of_dev_are_bound() -> None:
-    (guest, _), _ = to_guest(linux(devices=[device("/srv/zero", "c", 1, 5)]))
-    assert "devices" not in guest["linux"]
-    assert guest["mounts"][-1] == {
-        "destination": "/srv/zero", "type": "bind", "source": "/dev/zero", "options": ["bind"],
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match="/srv/x is not below /dev"):
-        to_guest(linux(devices=[device("/srv/x", "c", 10, 666)]))
-
-
 # --- namespaces ---
 
 
@@ -366,7 +276,7 @@ def test_sysctls_of_the_network_are_the_vms() -> None:
 
 def test_limits_that_are_the_hosts() -> None:
     given = {
-        "devices": _ALL,
+        "devices": ALL_DEVICES,
         "memory": {
             "limit": 1 << 30,
             "swap": 2 << 30,
@@ -384,7 +294,7 @@ def test_limits_that_are_the_hosts() -> None:
         "unified": {"memory.high": "1", "cpuset.cpus": "5", "io.max": "8:0 rbps=1", "misc.max": "x 1"},
     }
     assert guestresources.resources(check.check(linux(resources=given))["linux"]["resources"]) == {
-        "devices": _ALL,
+        "devices": ALL_DEVICES,
         "memory": {"limit": 1 << 30, "swap": 2 << 30},
         "cpu": {"shares": 5, "quota": 1000, "period": 100000},
         "pids": {"limit": 10},
@@ -434,7 +344,7 @@ def process(**more: Any) -> dict[str, Any]:
         (linux(rootfsPropagation="often"), r"\$\.linux\.rootfsPropagation: often"),
         (linux(personality={"domain": "BSD"}), r"\$\.linux\.personality"),
         (linux(seccomp={"defaultAction": "SCMP_ACT_NOTIFY"}), r"\$\.linux\.seccomp: .*SCMP_ACT_NOTIFY"),
-        (linux(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/s"}), "listenerPath"),
+        (linux(seccomp={"defaultAction": "SCMP_ACTALL_DEVICESOW", "listenerPath": "/run/s"}), "listenerPath"),
         (linux(sysctl={"net..x": "1"}), r"\$\.linux\.sysctl\['net\.\.x'\]"),
         (linux(sysctl={"net/../kernel/x": "1"}), "is no name of a kernel parameter"),
         (linux(sysctl={"hostname": "1"}), "is no name of a kernel parameter"),

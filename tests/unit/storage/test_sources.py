@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hako.errors import ConfigError
-from hako.storage.sources import look
+from hako.storage.sources import look, open_device, open_disk
 
 
 def test_kinds(tmp_path: Path) -> None:
@@ -52,3 +53,44 @@ def test_owner_and_mode(tmp_path: Path) -> None:
 def test_what_is_not_there(path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         look(path)
+
+
+def test_a_file_that_is_a_disk(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    (tmp_path / "link").symlink_to("disk")
+    for readonly in (False, True):
+        first, second = open_disk(str(path), readonly=readonly), open_disk(str(tmp_path / "link"), readonly=readonly)
+        try:
+            assert (first.readonly, first.block, first.sector) == (readonly, False, 512)
+            assert fcntl.fcntl(first.fd, fcntl.F_GETFL) & os.O_ACCMODE == (os.O_RDONLY if readonly else os.O_RDWR)
+            assert not os.get_inheritable(first.fd)
+            assert first.key == second.key
+        finally:
+            os.close(first.fd)
+            os.close(second.fd)
+    assert open_key(path, readonly=True) != open_key(path, readonly=False)
+
+
+def open_key(path: Path, *, readonly: bool) -> tuple[object, ...]:
+    found = open_disk(str(path), readonly=readonly)
+    os.close(found.fd)
+    return found.key
+
+
+def test_what_cannot_be_a_disk(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "fifo")  # opening it would wait for a writer
+    before = os.listdir("/proc/self/fd")
+    for path, reason in (
+        (tmp_path, "neither a file nor a block device"),
+        (tmp_path / "fifo", "neither a file nor a block device"),
+        (Path("/dev/null"), "neither a file nor a block device"),
+        (tmp_path / "empty", "it is empty"),
+        (tmp_path / "missing", "No such file"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            open_disk(str(path), readonly=True)
+    with pytest.raises(ConfigError, match="4095:0 cannot be opened"):
+        open_device(4095, 0, readonly=True)
+    assert os.listdir("/proc/self/fd") == before

@@ -22,8 +22,8 @@ whole_frames = st.builds(
 )
 
 
-def feed_bytewise(data: bytes) -> list[Frame]:
-    decoder = Decoder(LIMIT)
+def feed_bytewise(data: bytes, *, tolerant: bool = False) -> list[Frame]:
+    decoder = Decoder(LIMIT, tolerant=tolerant)
     found: list[Frame] = []
     for index in range(len(data)):
         found += decoder.feed(data[index : index + 1])
@@ -95,3 +95,33 @@ def test_the_limit_of_ttrpc() -> None:
     assert decoder.feed(encode(1, frames.DATA, bytes(frames.MAX_DATA)))
     with pytest.raises(FrameError):
         decoder.feed(frames.HEADER.pack(frames.MAX_DATA + 1, 1, frames.DATA, 0))
+
+
+def test_a_tolerant_decoder_drops_what_is_too_long_and_goes_on() -> None:
+    small = encode(3, frames.REQUEST, b"x")
+    long = encode(1, frames.REQUEST, bytes(LIMIT + 1), 2) + encode(9, 99, bytes(LIMIT + 1))
+    expected = [Frame(1, frames.REQUEST, 2, b"", LIMIT + 1), Frame(3, frames.REQUEST, 0, b"x")]
+    assert Decoder(LIMIT, tolerant=True).feed(long + small) == expected
+    assert feed_bytewise(long + small, tolerant=True) == expected
+
+
+def test_a_tolerant_decoder_tells_before_the_data_has_come_and_keeps_none_of_it() -> None:
+    decoder = Decoder(LIMIT, tolerant=True)
+    length = 0xFFFFFFFF
+    assert decoder.feed(frames.HEADER.pack(length, 5, frames.DATA, 0)) == [Frame(5, frames.DATA, 0, b"", length)]
+    piece = bytes(1 << 24)
+    for _ in range(length // len(piece)):
+        assert decoder.feed(piece) == []
+        assert decoder.pending == 0
+    rest = encode(7, frames.REQUEST, b"x")
+    assert decoder.feed(bytes(length % len(piece)) + rest) == [Frame(7, frames.REQUEST, 0, b"x")]
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_a_tolerant_decoder_takes_any_bytes(pieces: list[bytes]) -> None:
+    decoder, found = Decoder(LIMIT, tolerant=True), list[Frame]()
+    for piece in pieces:
+        found += decoder.feed(piece)
+        assert decoder.pending < LIMIT + frames.HEADER.size
+    assert all(len(one.data) <= LIMIT and (not one.dropped or not one.data) for one in found)
+    assert feed_bytewise(b"".join(pieces), tolerant=True) == found

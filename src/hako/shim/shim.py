@@ -1,0 +1,215 @@
+"""The shim beside its sandbox's engine: what both of containerd's services have in common, and its life.
+
+It outlives its VM: that all containers have ended is told, and answered for, until containerd has deleted them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from hako.config.settings import Config
+from hako.errors import ConfigError, HakoError, HypervisorError, TimedOutError
+from hako.network import namespace as namespaces
+from hako.runtime import hostcgroup, joining
+from hako.sandbox import calls, records
+from hako.sandbox.control import Connection, Fds
+from hako.sandbox.engine import Engine
+from hako.sandbox.spec import SandboxSpec
+from hako.shim import places
+from hako.shim.events import Publisher
+from hako.shim.face import Face
+from hako.shim.holder import Lifeline
+from hako.shim.sandboxes import Sandboxes
+from hako.shim.tasks import Tasks
+from hako.shim.ttrpc import Server
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds that a call which asks something of the guest has for it; containerd's patience with ``kill`` is 10.
+GUEST_SECONDS = 8.0
+#: Seconds that a guest has to end.
+_END_SECONDS = 4.0
+#: Seconds for events that containerd does not take, and for answers under way, at the very end.
+_DRAIN_SECONDS = 3.0
+
+
+class Nobody(Connection):
+    """Who calls the engine from inside its own process."""
+
+    def __init__(self) -> None:
+        self.peer = 0
+        self.closed = asyncio.Event()
+
+
+class Shim:
+    """One shim. ``run`` is its whole life."""
+
+    def __init__(self, face: Face, engine: Engine) -> None:
+        self.call = face.call
+        self.engine = engine
+        self._face = face
+        self._nobody = Nobody()
+        fallback = [self.call.publish_binary, "--address", self.call.address] if self.call.publish_binary else []
+        self.publisher = Publisher(self.call.events, self.call.namespace, fallback)
+        self.lifeline = Lifeline()
+        #: The VM has ended, and all that is known of its containers is known.
+        self.gone = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._namespace = -1
+        self._network: asyncio.Task[None] | None = None
+        self._running: Coroutine[Any, Any, None] | None = None
+        self._engine_task: asyncio.Task[None] | None = None
+        self.tasks = Tasks(self)
+        self._sandboxes = Sandboxes(self)
+
+    async def run(self, running: Coroutine[Any, Any, None]) -> None:
+        """Serve until containerd says that it needs the shim no more; give everything back."""
+        self._running = running
+        server = Server(self._face.listener, {**self.tasks.services(), **self._sandboxes.services()})
+        try:
+            if self._face.spec:
+                self.begin()
+                self.begin_network(joining.network_path(self._face.spec), wait=bool(self._face.spec.get("hooks")))
+            await self._leaving.wait()
+        finally:
+            await self._give_back(server)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the VM has been started, or is being."""
+        return self._engine_task is not None
+
+    def begin(self, spec: SandboxSpec | None = None, config: Config | None = None) -> None:
+        """Start the VM; a pod's, of which nothing was known before, by another description."""
+        if spec is not None and config is not None:
+            self.engine.describe_anew(spec, config)
+        assert self._running is not None
+        self._engine_task = asyncio.create_task(self._running)
+        self._engine_task.add_done_callback(self._on_engine_done)
+        self._running = None
+
+    def _on_engine_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("The sandbox's engine has failed: %s", task.exception())
+        self.gone.set()
+
+    async def _give_back(self, server: Server) -> None:
+        self.engine.stop_soon()
+        if self._engine_task is not None:
+            await asyncio.wait([self._engine_task])
+        elif self._running is not None:
+            self._running.close()
+            self.engine.discard()
+        await self.tasks.close()
+        self._sandboxes.close()
+        await self.publisher.drain(_DRAIN_SECONDS)
+        await server.drain(_DRAIN_SECONDS)
+        server.close()
+        await self.publisher.close()
+        places.forget(self._face.address)
+        self.lifeline.close()
+        if self._namespace >= 0:
+            os.close(self._namespace)
+        await asyncio.to_thread(self._forget)
+
+    def _forget(self) -> None:
+        """Remove the cgroup, which this process leaves for that, and what is kept of the sandbox."""
+        record = self.engine.spec.cgroup
+        if record:
+            from hako.cgroup import home
+
+            home.enter(home.directories())
+            try:
+                hostcgroup.delete(record)
+            except HakoError as error:
+                log.warning("%s", error)
+        records.forget(self.engine.spec.id)
+
+    def leave(self) -> None:
+        """End soon, and the VM with it."""
+        self._leaving.set()
+
+    # --- the pod's network ---
+
+    def begin_network(self, path: str, *, wait: bool = False) -> None:
+        """Use the network namespace at ``path``, a new one if that is empty; connect the guest, or ``wait`` with it.
+
+        Raises HakoError when there is no such namespace.
+        """
+        self._namespace = namespaces.open_namespace(path) if path else namespaces.create_unnamed(lambda _kernel: None)
+        if not wait:
+            self.connect_network()
+
+    def connect_network(self) -> None:
+        """Give the guest what is in the namespace now, and what will come there; network() waits for that."""
+        if self._network is None:
+            self._network = asyncio.create_task(self._connect())
+            self._network.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _connect(self) -> None:
+        await self.ask("Network", {"path": f"/proc/self/fd/{self.namespace}", "forward": True}, seconds=None)
+
+    @property
+    def namespace(self) -> int:
+        """The descriptor of the pod's network namespace on the host. Raises ConfigError before there is one."""
+        if self._namespace < 0:
+            raise ConfigError("The pod has no network namespace yet; create its sandbox first.")
+        return self._namespace
+
+    async def network(self) -> None:
+        """Wait until the guest has its network. Raises why it has not got it."""
+        if self._network is not None:
+            await asyncio.shield(self._network)
+
+    # --- the engine ---
+
+    async def ask(
+        self,
+        method: str,
+        params: dict[str, Any],
+        fds: dict[str, int] | None = None,
+        seconds: float | None = GUEST_SECONDS,
+    ) -> dict[str, Any]:
+        """Call the engine as a client of the control socket would. Descriptors ``fds`` are the engine's from now on.
+
+        Raises what the engine raises, and TimedOutError after ``seconds``.
+        """
+        given = Fds(list((fds or {}).values()))
+        if fds is not None:
+            params = {**params, "stdio": list(fds)}
+        try:
+            return await self.within(calls.METHODS[method](self.engine, params, given, self._nobody), seconds)
+        finally:
+            given.close()
+
+    async def within(self, work: Awaitable[T], seconds: float | None) -> T:
+        """``work``, for at most ``seconds``. Raises TimedOutError."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError:
+            raise TimedOutError(f"The guest of sandbox {self.engine.spec.id} does not answer.") from None
+
+    async def end_sandbox(self) -> None:
+        """End the VM in an orderly way, if its guest takes part in that; return when its containers have ended."""
+        self.engine.stop_soon()
+        try:
+            await self.within(self.gone.wait(), _END_SECONDS)
+        except TimedOutError:
+            await self.end_vm()
+
+    async def end_vm(self) -> None:
+        """End the VM at once, without asking the guest; return when its containers have ended."""
+        self.engine.stopping.set()
+        await self.engine.machine.kill()
+        await self.gone.wait()
+
+    def why_gone(self) -> HypervisorError:
+        """What a call is answered that needs a VM, when that has ended."""
+        return HypervisorError(self.engine.state["error"] or f"Sandbox {self.engine.spec.id} has been stopped.")
