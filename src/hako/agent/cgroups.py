@@ -26,6 +26,24 @@ def directory(container_id: str) -> str:
     return f"{MOUNT}/hako/{container_id}"
 
 
+def make(container_id: str) -> None:
+    """Make the cgroup of a container, with every controller that there is. Raises OSError."""
+    path = directory(container_id)
+    os.makedirs(path, exist_ok=True)
+    for base in (MOUNT, os.path.dirname(path)):
+        for controller in read(base + "/cgroup.controllers").split():
+            with open(base + "/cgroup.subtree_control", "w", encoding="ascii") as file:
+                file.write(f"+{controller}")
+
+
+def remove(container_id: str) -> None:
+    """Remove a cgroup that no process is in, if it is there."""
+    try:
+        os.rmdir(directory(container_id))
+    except OSError:
+        pass  # it goes with the VM
+
+
 def read(path: str) -> str:
     """The text of one cgroup file, empty when it is not there."""
     try:

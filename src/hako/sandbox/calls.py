@@ -109,8 +109,9 @@ async def holders(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
 
 async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Give the guest the interfaces of a network namespace; ``forward``: and what connects to its loopback."""
-    vm = await engine.vm()
     path, forward = params_of.text(params, "path"), params.get("forward") is True
+    engine.machine.network.prepare(path)
+    vm = await engine.vm()
     with engine.trace.span("network", "VM"):
         await engine.machine.network.connect(path, vm.hypervisor, vm.agent, forward=forward)
     return {}

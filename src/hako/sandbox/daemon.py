@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hako.config.load import apply_annotations
@@ -24,7 +25,7 @@ from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from hako.cgroup.joining import Joining
     from hako.sandbox.early import Prepared
@@ -165,10 +166,13 @@ def _tell(prepared: Prepared, spec: SandboxSpec, config: Config, trace: Trace) -
 
 def serve_prepared(connection: int) -> None:
     """Be the process at the other end of _tell(): load what it needs, wait, and be the sandbox process."""
-    import asyncio  # noqa: F401 (loaded now, as is the rest)
+    with _without_ssl():
+        import asyncio  # noqa: F401 (loaded now, as is the rest)
 
+        from hako.hypervisor import qmp  # noqa: F401
     from hako.cgroup import joining  # noqa: F401
-    from hako.hypervisor import qemu, qmp  # noqa: F401
+    from hako.guestimage import api  # noqa: F401
+    from hako.hypervisor import accelerator, qemu, tsc  # noqa: F401
     from hako.storage import virtiofs  # noqa: F401
 
     engine_class()
@@ -185,6 +189,19 @@ def serve_prepared(connection: int) -> None:
         _answer(owner, error)
         return
     _become(spec, config_from(description), ends, trace)
+
+
+@contextlib.contextmanager
+def _without_ssl() -> Iterator[None]:
+    """For what imports ssl in case somebody wants TLS: 4 ms and 1 MB that a sandbox process has no use for."""
+    ssl: Any = types.ModuleType("ssl")
+    ssl.SSLContext = ssl.SSLSocket = type("Unused", (), {})
+    ssl.SSLWantReadError = ssl.SSLSyscallError = type("UnusedError", (OSError,), {})
+    sys.modules["ssl"] = ssl
+    try:
+        yield
+    finally:
+        del sys.modules["ssl"]
 
 
 def _first_line(owner: socket.socket) -> bytes:
