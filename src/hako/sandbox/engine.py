@@ -383,6 +383,7 @@ class Engine:
             plan=plan,
             root=root,
             sockets=self._host_sockets,
+            shared=frozenset(params.get("shared") or ()),
         )
         if params.get("log") is not True:
             return None, guest
