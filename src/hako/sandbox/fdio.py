@@ -12,13 +12,19 @@ That one is waited for before each call, which is then a small one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
 import struct
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 64 << 10
+#: Whoever took the output has gone, which is for him to know.
+_NOBODY = (errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.EBADF)
 #: What a terminal that says it is writable takes without making us wait.
 _SMALL = 256
 _TTY, _PTMX = os.makedev(5, 0), os.makedev(5, 2)
@@ -140,7 +146,9 @@ class FdWriter(_Endpoint):
             except BlockingIOError:
                 await self._wait(write=True)
                 continue
-            except OSError:
+            except OSError as error:
+                if error.errno not in _NOBODY:
+                    log.error("The output of a process cannot be written any more: %s.", error.strerror)
                 return False
             view = view[count:]
         return True

@@ -216,7 +216,7 @@ def test_regular_files(tmp_path: Path) -> None:
     run(body)
 
 
-def test_a_full_device() -> None:
+def test_a_full_device(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         writer = FdWriter(os.open("/dev/full", os.O_WRONLY))
         assert await writer.write(b"x") is False
@@ -226,6 +226,7 @@ def test_a_full_device() -> None:
         reader.close()
 
     run(body)
+    assert caplog.messages == ["The output of a process cannot be written any more: No space left on device."]
 
 
 def test_ends_that_are_dead_already() -> None:
