@@ -75,6 +75,7 @@ class Engine:
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
         self.machine.on_lost = self._on_lost
+        self.machine.show_modules = self.tree.show_modules
         self.machine.namespace = namespace
         self.machine.joining = joining
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
