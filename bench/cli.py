@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import commands, engines, interrupts, machine
+from bench import commands, containerd, engines, interrupts, machine
 from bench.context import FULL, QUICK, Context, Plan
 from bench.model import BASE, BenchError, PieceResult, Results
 from bench.noise import Noise
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the pieces and end")
     add("--runs", type=_positive, metavar="N", help="rounds of what starts containers; calls have twice as many")
     add("--pods", type=_numbers, metavar="N[,N...]", help="numbers of idle containers whose memory is measured")
+    add("--pods-at-once", type=int, metavar="N", help="number of pods that are started at once; 0 for none")
     add("--starts", type=_numbers, metavar="N[,N...]", help="numbers of containers that are started at once")
     add("--targets", type=_words, default=list(TARGETS), metavar="NAME[,NAME...]",
         help=f"runtimes to measure (default: {','.join(TARGETS)})")  # fmt: skip
@@ -105,10 +106,13 @@ def plan(asked: argparse.Namespace) -> Plan:
     chosen = QUICK if asked.quick else FULL
     if asked.runs:
         chosen = chosen._replace(
-            runs=asked.runs, engine_runs=asked.runs, calls=2 * asked.runs, io_runs=min(asked.runs, chosen.io_runs)
-        )
+            runs=asked.runs, engine_runs=asked.runs, pod_runs=asked.runs, calls=2 * asked.runs,
+            io_runs=min(asked.runs, chosen.io_runs),
+        )  # fmt: skip
     if asked.pods:
         chosen = chosen._replace(pods=asked.pods)
+    if asked.pods_at_once is not None:
+        chosen = chosen._replace(pods_at_once=asked.pods_at_once)
     if asked.starts:
         rounds = dict(chosen.at_once)
         chosen = chosen._replace(at_once=tuple((count, rounds.get(count, 1)) for count in asked.starts))
@@ -151,6 +155,7 @@ def _targets(hako: Hako, names: Sequence[str], stack: contextlib.ExitStack) -> l
     """The runtimes that can be used here, ready. hako itself is always prepared: others take their image from it."""
     hako.sweep()
     engines.sweep()
+    containerd.forget(hako)
     HakoRuntime(hako).sweep()
     hako.prepare()
     found: list[Target] = []

@@ -20,6 +20,8 @@ class Plan(NamedTuple):
 
     runs: int  #: rounds of what starts containers
     engine_runs: int  #: rounds of what starts containers under engines
+    pod_runs: int  #: rounds of what starts pods
+    pods_at_once: int  #: pods to start at once, 0 for none
     calls: int  #: rounds of what calls a running container
     at_once: tuple[tuple[int, int], ...]  #: starts at once, and rounds of it
     pods: tuple[int, ...]  #: idle containers whose memory is measured
@@ -33,8 +35,8 @@ class Plan(NamedTuple):
     limit: float  #: seconds after which no piece is begun
 
 
-FULL = Plan(15, 15, 30, ((10, 3), (50, 1)), (1, 10, 50), 5.0, (6, 10.0), 5, 64, 1000, 1.5, 240.0, 7200.0)
-QUICK = Plan(5, 4, 10, ((10, 1),), (1,), 2.0, (2, 3.0), 2, 16, 300, 0.4, 12.0, 150.0)
+FULL = Plan(15, 15, 15, 40, 30, ((10, 3), (50, 1)), (1, 10, 50), 5.0, (6, 10.0), 5, 64, 1000, 1.5, 240.0, 7200.0)
+QUICK = Plan(5, 4, 3, 0, 10, ((10, 1),), (1,), 2.0, (2, 3.0), 2, 16, 300, 0.4, 12.0, 150.0)
 
 
 class Context:

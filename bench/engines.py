@@ -25,9 +25,10 @@ from bench.targets.base import PREFIX, is_leftover
 
 #: What the engines call the image.
 IMAGE = "hako-bench"
-_WORK = "/var/tmp"
+#: Where an engine's directory is.
+WORK = "/var/tmp"
 #: Debian's own programs: another docker in /usr/local may not be of the version of dockerd.
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: What engines keep outside the directories that they are given.
 _FRESH = ("/run/netns", "/run/containerd", "/var/lib/cni")
 # The bind mount marks the namespace and its copies: who sees it belongs to the engine.
@@ -37,10 +38,11 @@ for directory; do mount -t tmpfs none "$directory" || exit; done
 echo ready
 read -r line
 """
-_START_SECONDS = 60.0
-_END_SECONDS = 30.0
+#: How long a daemon may take to answer, and to end; how often to look.
+START_SECONDS = 60.0
+END_SECONDS = 30.0
+LOOK_SECONDS = 0.05
 _LEAVE_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
 
 
 class Image(NamedTuple):
@@ -58,13 +60,23 @@ class Engine(ABC):
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self.base = os.path.join(_WORK, f"{PREFIX}-{os.getpid()}-{self.name}")
+        self.base = os.path.join(WORK, f"{PREFIX}-{os.getpid()}-{self.name}")
         self.cgroup = os.path.basename(self.base)
-        self.env = {"PATH": _PATH}
+        self.env = {"PATH": PATH}
         self.runtimes: dict[str, str] = {}
         self._holder: commands.Command | None = None
         self._made: list[str] = []
         self._boxes = 0
+
+    @property
+    def run_words(self) -> str:
+        """How people have a command run in a new container."""
+        return f"{self.name} run --rm"
+
+    @property
+    def exec_words(self) -> str:
+        """How people have a command run in a running one."""
+        return f"{self.name} exec"
 
     @abstractmethod
     def argv(self, *words: str, runtime: str = "runc") -> list[str]:
@@ -78,7 +90,7 @@ class Engine(ABC):
 
     def __enter__(self) -> Self:
         for program in self.programs:
-            if shutil.which(program, path=_PATH) is None:
+            if shutil.which(program, path=PATH) is None:
                 raise BenchError(f"There is no {program}; scripts/install-bench-deps.sh installs it.")
         try:
             os.mkdir(self.base, mode=0o711)
@@ -127,10 +139,15 @@ class Engine(ABC):
         """Pass ``words`` to the engine and wait for the end. Raises BenchError when that fails."""
         return commands.run(self.argv(*words, runtime=runtime), env=self.env)
 
+    @property
+    def holder(self) -> int:
+        """The process that holds the engine's namespaces."""
+        assert self._holder is not None
+        return self._holder.process.pid
+
     def inside(self, *argv: str) -> list[str]:
         """``argv``, to be run in the engine's namespaces."""
-        assert self._holder is not None
-        return ["nsenter", f"--target={self._holder.process.pid}", "--mount", "--net", "--", *argv]
+        return ["nsenter", f"--target={self.holder}", "--mount", "--net", "--", *argv]
 
     # --- coming and going ---
 
@@ -153,14 +170,14 @@ class Engine(ABC):
                 self._made.append(directory)
         argv = ["unshare", "--mount", "--net", "--propagation", "private", "--", "sh", "-c", _HOLD, self.base, *_FRESH]
         self._holder = commands.Command(argv, env=self.env, stdin=subprocess.PIPE)
-        if self._holder.read(time.monotonic() + _START_SECONDS) != b"ready\n":
+        if self._holder.read(time.monotonic() + START_SECONDS) != b"ready\n":
             raise BenchError(f"There are no namespaces for {self.name}: {self._holder.error()}")
 
     def _import(self) -> None:
         """Make the image."""
         file = os.path.join(self.base, "image.tar")
         commands.run(["tar", "-C", self._image.root, "-cf", file, "."])
-        self.call("import", f"--change=ENV PATH={_PATH}", file, IMAGE)
+        self.call("import", f"--change=ENV PATH={PATH}", file, IMAGE)
         os.unlink(file)
 
     def close(self) -> None:
@@ -211,9 +228,9 @@ class Docker(Engine):
             "--exec-opt", "native.cgroupdriver=cgroupfs", "--oom-score-adjust", "0", "--shutdown-timeout", "1",
         ]  # fmt: skip
         self._daemon = commands.Command(self.inside(*argv), env=self.env, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while commands.run(self.argv("version"), env=self.env, check=False).status != 0:
-            if self._daemon.ended(_LOOK_SECONDS):
+            if self._daemon.ended(LOOK_SECONDS):
                 raise BenchError(f"dockerd has ended: {self._daemon.error()}")
             if time.monotonic() > deadline:
                 raise BenchError(f"dockerd does not answer: {self._daemon.error()}")
@@ -221,7 +238,7 @@ class Docker(Engine):
     def shut(self) -> None:
         if self._daemon is not None:
             self._daemon.terminate()
-            self._daemon.ended(_END_SECONDS)
+            self._daemon.ended(END_SECONDS)
             self._daemon.end()
 
 
@@ -254,28 +271,30 @@ class Podman(Engine):
 
 
 ENGINES = (Docker, Podman)
+#: The names that an engine's directory can end with, with containerd's, whose module needs this one.
+_NAMES = ("docker", "podman", "containerd")
 
 
 def sweep() -> None:
     """Remove what runs of the benchmark have left whose process is gone."""
-    for name in os.listdir(_WORK):
-        if is_leftover(name) and name.rpartition("-")[2] in [engine.name for engine in ENGINES]:
-            _clear(os.path.join(_WORK, name))
+    for name in os.listdir(WORK):
+        if is_leftover(name) and name.rpartition("-")[2] in _NAMES:
+            _clear(os.path.join(WORK, name))
 
 
 def _clear(base: str) -> None:
     """End an engine's processes, then remove its cgroups and its directory."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _members(base):
+        for pid in members(base):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + _LEAVE_SECONDS
-        while _members(base) and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
+        while members(base) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
     # A process that is ending has left its mounts a moment before it leaves its cgroup.
     deadline = time.monotonic() + _LEAVE_SECONDS
     while _remove_cgroups(os.path.basename(base)) and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
     shutil.rmtree(base, ignore_errors=True)
 
 
@@ -289,7 +308,7 @@ def _remove_cgroups(name: str) -> list[str]:
     return [root for root in roots if os.path.isdir(root)]
 
 
-def _members(base: str) -> list[int]:
+def members(base: str) -> list[int]:
     """The processes of an engine: daemons, monitors, containers, all that see its mounts."""
     found = []
     for pid in procs.pids():

@@ -105,6 +105,11 @@ class PieceResult:
         self.rows.append(row)
         return row
 
+    def shared_row(self, id: str, title: str, unit: str) -> Row:
+        """The row of that id, which another runtime may have begun."""
+        found = next((row for row in self.rows if row.id == f"{self.name}.{id}"), None)
+        return found or self.row(id, title, unit)
+
     def finish(self) -> None:
         """Drop rows that nobody has values for."""
         self.rows = [row for row in self.rows if row.series]
@@ -129,10 +134,6 @@ class Results(NamedTuple):
     def rows(self) -> list[Row]:
         """The rows of all pieces."""
         return [row for piece in self.pieces for row in piece.rows]
-
-    def phases(self) -> list[Phase]:
-        """The phases of a start, if they were measured."""
-        return [phase for piece in self.pieces for phase in piece.phases]
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""

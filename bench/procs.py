@@ -67,6 +67,15 @@ def pss(pid: int) -> int:
         return 0
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has mapped and that are there, shared or not; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS:")), 0)
+    except OSError:
+        return 0
+
+
 def memory_files(pid: int) -> dict[int, int]:
     """The files in memory (memfd) that a process has open: inode, and bytes they take."""
     found = {}

@@ -14,4 +14,4 @@ TEST_PACKAGES="docker-registry tmux shellcheck docker.io containerd podman runc 
 TEST_PACKAGES="$TEST_PACKAGES e2fsprogs erofs-utils"
 
 # What only the benchmark uses: what hako is compared with.
-BENCH_PACKAGES="runc docker.io iptables podman"
+BENCH_PACKAGES="runc docker.io iptables podman containerd containernetworking-plugins python3-h2"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench.context import Context
-from bench.pieces import calls, engines, files, idle, starts, streams
+from bench.pieces import calls, engines, files, idle, pods, starts, streams
 
 
 class Piece(NamedTuple):
@@ -29,6 +29,8 @@ PIECES = (
     Piece("files", "files: sequential, random, metadata, by each share driver", files.files),
     Piece("docker", "run and exec by docker, with each as its runtime", engines.docker),
     Piece("tcp", "TCP between the host and a container of docker", engines.tcp),
+    Piece("ctr", "run and exec by ctr, with each as containerd's runtime", engines.ctr),
+    Piece("pods", "pods of containerd's CRI plugin: starts, calls, memory, many at once", pods.pods),
     Piece("idle", "processor time of an idle container", idle.cpu),
     Piece("memory", "memory of 1, 10 and 50 idle containers", idle.memory),
     Piece("starts", "10 and 50 starts at once", starts.at_once),

@@ -1,4 +1,4 @@
-"""Containers under engines: docker and podman, with hako and with runc as their runtime, and the network of docker."""
+"""Containers under engines (docker, podman, ctr) with hako and with runc as runtime, and the network of docker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from bench import commands, engines
+from bench import commands, containerd, engines
 from bench.context import Context
 from bench.model import BenchError
 from bench.pieces import files, streams
@@ -16,6 +16,8 @@ from bench.targets.runc import HakoRuntime, runcs
 
 #: How many times runc's a container of docker may take with hako.
 BUDGET = 3.0
+#: The same for `ctr run`, which makes neither a network nor logs, so that the runtime is most of it.
+CTR_BUDGET = 5.0
 _PEER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "peer.py")
 _PORT = "5001"
 _TURNS = 200
@@ -24,13 +26,30 @@ _TURNS = 200
 def docker(context: Context) -> None:
     """``docker run`` on the bridge network, and ``docker exec``."""
     with engines.Docker(_image(context)) as engine:
-        _measure(context, engine, BUDGET)
+        _measure(context, engine, BUDGET, BUDGET)
 
 
 def podman(context: Context) -> None:
     """``podman run`` on its default network, and ``podman exec``."""
     with engines.Podman(_image(context)) as engine:
-        _measure(context, engine, None)
+        _measure(context, engine, None, None)
+
+
+def ctr(context: Context) -> None:
+    """``ctr run``, without a network, and ``ctr task exec``."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(containerd.forget, context.hako)
+        engine = stack.enter_context(containerd.Containerd(shims(context)))
+        _measure(context, engine, CTR_BUDGET, None)
+
+
+def shims(context: Context) -> engines.Image:
+    """hako's image, for the shims that take part. Raises BenchError."""
+    shim = context.hako.beside(containerd.SHIM)
+    if not shim:
+        raise BenchError(f"There is no {containerd.SHIM} beside hako; `make install` installs both.")
+    runtimes = {context.hako.name: shim} | {runc.name: runc.command for runc in runcs(context.targets)}
+    return engines.Image(context.hako.image_root, runtimes)
 
 
 def _image(context: Context) -> engines.Image:
@@ -43,10 +62,11 @@ def _image(context: Context) -> engines.Image:
     return engines.Image(context.hako.image_root, runtimes)
 
 
-def _measure(context: Context, engine: engines.Engine, times: float | None) -> None:
+def _measure(context: Context, engine: engines.Engine, run_times: float | None, exec_times: float | None) -> None:
+    """``run_times`` and ``exec_times`` are how many times runc's the two may take."""
     context.result.notes.append(engine.version())
-    runs = context.result.row("run", f"`{engine.name} run --rm` of `true`, to exit", "ms", times=times)
-    execs = context.result.row("exec", f"`{engine.name} exec` of `true`, to exit", "ms", times=times)
+    runs = context.result.row("run", f"`{engine.run_words}` of `true`, to exit", "ms", times=run_times)
+    execs = context.result.row("exec", f"`{engine.exec_words}` of `true`, to exit", "ms", times=exec_times)
     boxes = {runtime: engine.start(runtime, IDLE) for runtime in engine.runtimes}
     for runtime, box in boxes.items():
         engine.run(runtime, ["true"])

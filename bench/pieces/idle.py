@@ -53,10 +53,7 @@ def _pss(target: Target, boxes: list[str]) -> list[int]:
 
 
 def _row(context: Context, id: str, title: str) -> Row:
-    """The row of that id, which another runtime may have begun."""
-    wanted = f"{context.result.name}.{id}"
-    found = next((row for row in context.result.rows if row.id == wanted), None)
-    return found or context.result.row(id, title, "MiB")
+    return context.result.shared_row(id, title, "MiB")
 
 
 def _measure(context: Context, target: Target, boxes: list[str], before: int) -> None:
@@ -81,10 +78,10 @@ def _measure(context: Context, target: Target, boxes: list[str], before: int) ->
         templates = [context.hako.template(box) for box in boxes]
         if "" in templates:
             row.notes.append(f"{templates.count('')} of {count} VMs booted; the others are clones")
-        _template(context, pods, total, templates)
+        template(context, pods, total, templates)
 
 
-def _template(context: Context, pods: set[int], total: int, templates: list[str]) -> None:
+def template(context: Context, pods: set[int], total: int, templates: list[str]) -> None:
     """What the containers' templates take in memory, mapped or not; what containers have with their part of that."""
     count = len(templates)
     keepers = procs.descendants(pid for key, pid in context.hako.keepers().items() if key in templates)

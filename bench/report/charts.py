@@ -16,6 +16,11 @@ _VALUES = 150.0  #: for what is written behind them
 _BAR = 13.0
 _STEP = _BAR + 3
 _GAP = 12.0
+#: The plots of phases, by piece.
+_WATERFALLS = {
+    "phases": ("phases.svg", "A start, from the command to its return"),
+    "pods": ("pod.svg", "A pod, from RunPodSandbox until its container runs"),
+}
 
 
 def charts(results: Results) -> dict[str, str]:
@@ -25,7 +30,7 @@ def charts(results: Results) -> dict[str, str]:
     for file, title, pieces in (
         ("starts.svg", "Starting and ending containers", ("run", "phases", "stop", "starts")),
         ("calls.svg", "Calls of running containers", ("exec", "state", "agent")),
-        ("engines.svg", "As the runtime of an engine", ("runtime", "docker", "podman")),
+        ("engines.svg", "As the runtime of an engine", ("runtime", "docker", "podman", "ctr", "pods")),
         ("transfer.svg", "Streams, files and network", ("streams", "files", "tcp")),
         ("idle.svg", "What idle containers cost", ("memory", "idle")),
     ):
@@ -35,8 +40,10 @@ def charts(results: Results) -> dict[str, str]:
     compared = [row for row in results.rows() if any(row.ratio(name) for name in row.series)]
     if compared:
         found["ratios.svg"] = ratios("hako beside runc: how many times its cost", compared, names(results))
-    if results.phases():
-        found["phases.svg"] = waterfall("A start, from the command to its return", results.phases())
+    for piece in results.pieces:
+        if piece.phases:
+            file, title = _WATERFALLS[piece.name]
+            found[file] = waterfall(title, piece.phases)
     return found
 
 
@@ -133,7 +140,7 @@ def _clip(value: float) -> float:
 def waterfall(title: str, phases: Sequence[Phase]) -> str:
     """Each phase where it happens, one below the other."""
     lanes = {lane: at for at, lane in enumerate(dict.fromkeys(phase.lane for phase in phases))}
-    about = "Milliseconds after the command; medians, by who is at work."
+    about = "Milliseconds after the first command or call; medians, by who is at work."
     svg, y, left = _begin(title, [phase.name for phase in phases], lanes, about)
     end = max(phase.end for phase in phases) or 1.0
     step = _round_step(end / 5)

@@ -74,7 +74,7 @@ def waterfall(phases: Sequence[Phase]) -> list[str]:
     end = max(phase.end for phase in phases) or 1.0
     width = max(len(phase.name) for phase in phases)
     lanes = max(len(phase.lane) for phase in phases)
-    lines = ["phases of a start in the background, ms"]
+    lines = ["phases of a start, ms"]
     for phase in phases:
         left = max(0, round(phase.begin / end * _BAR))
         bar = " " * left + "#" * max(1, round(phase.end / end * _BAR) - left)

@@ -87,8 +87,17 @@ class Hako(Target):
                     self.remove(name)
 
     def _listed(self) -> list[str]:
+        return [str(record["name"]) for record in self.listed()]
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What hako lists: all containers, also those of other programs."""
         lines = commands.run([self.command, "ps", "-a", "--format", "json"]).output.splitlines()
-        return [str(json.loads(line)["name"]) for line in lines]
+        return [json.loads(line) for line in lines]
+
+    def beside(self, program: str) -> str:
+        """The path of a program that is installed beside hako; empty when it is not."""
+        directory = os.path.dirname(os.path.abspath(shutil.which(self.command) or self.command))
+        return shutil.which(os.path.join(directory, program)) or ""
 
     def run_argv(self, name: str, command: Sequence[str]) -> list[str]:
         return [self.command, "run", "--rm", "--network", "none", "--name", name, IMAGE, *command]

@@ -182,8 +182,7 @@ class HakoRuntime(Runc):
 
     def __init__(self, hako: Hako) -> None:
         super().__init__(hako.image_root)
-        beside = os.path.dirname(os.path.abspath(shutil.which(hako.command) or hako.command))
-        self.command = shutil.which(os.path.join(beside, "hako-runtime")) or ""
+        self.command = hako.beside("hako-runtime")
 
     def missing(self) -> str:
         return "" if self.command else "There is no hako-runtime beside hako; `make install` installs both."

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import qemu.qmp
 
 from support import source
 
@@ -43,6 +44,7 @@ def test_importing_hako_imports_nothing_else() -> None:
     "module",
     [
         "hako.agent.main",
+        "hako.agent.ahead",
         "hako.agent.network",
         "hako.agent.resolver",
         "hako.agent.sockets",
@@ -55,6 +57,19 @@ def test_importing_hako_imports_nothing_else() -> None:
 )
 def test_the_guest_imports_little(module: str) -> None:
     assert not modules_after(f"import {module}") & NOT_IN_GUEST
+
+
+def test_a_sandbox_process_that_is_prepared_has_no_use_for_tls() -> None:
+    libraries = os.path.dirname(os.path.dirname(qemu.qmp.__path__[0]))
+    code = f"""import socket
+sys.path.append({libraries!r})
+from hako.sandbox import daemon
+ours, theirs = socket.socketpair()
+ours.close()
+daemon.serve_prepared(theirs.detach())"""
+    loaded = modules_after(code)
+    assert {"hako.sandbox.engine", "qemu.qmp", "asyncio.sslproto"} <= loaded
+    assert not loaded & {"ssl", "_ssl"}
 
 
 def test_the_guest_starts_without_what_few_need() -> None:

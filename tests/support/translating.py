@@ -27,7 +27,10 @@ class Tree:
             return Source(source, stat.S_IFDIR | 0o1777, (0, 0), (0, 0), "tmpfs", 77, 64 << 20)
         return Source(source, stat.S_IFDIR | 0o755, (0, 0), (0, 0), "ext4", 1, 1 << 40)
 
-    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool) -> str:
+    def has_mounts_below(self, source: str) -> bool:
+        return source.endswith("/tree")
+
+    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool, deep: bool) -> str:
         self.volumes.append((container_id, source, readonly, recursive))
         return f"{container_id}/volumes/{len(self.volumes) - 1}"
 

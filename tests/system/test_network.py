@@ -58,7 +58,7 @@ def guest(network: Network) -> Iterator[Callable[[list[dict[str, Any]]], list[di
             # Unlike a real card, a tap does not tell the address it came with.
             (found,) = [entry for entry in ip("link", inside=path) if entry["ifindex"] == nic.index]
             told = [{**wanted[0], "device": found["address"]}, *wanted[1:]]
-            return namespaces.inside(fd, lambda: guest_network.apply(guest_network.parse(told)))
+            return namespaces.inside(fd, lambda: guest_network.apply(guest_network.parse(told), guest_network.cards()))
 
         try:
             with cable(network.attachments[0].tap, nic):
@@ -107,6 +107,19 @@ def test_frames_pass_both_ways_and_the_namespace_sees_none() -> None:
     on_a_host_of_its_own(body)
 
 
+def test_a_card_that_nobody_has_touched_is_not_asked_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def body() -> None:
+        with connected() as path, Network.open(path) as network:
+            network.attach_all()
+            guest_network._untouched.update(range(100))
+            monkeypatch.setattr(guest_network, "_set_all", lambda _kernel, used: used and pytest.fail("it is asked"))
+            with guest(network) as apply:
+                assert apply(network.descriptions()) == network.descriptions()
+                assert pings(BOX)
+
+    on_a_host_of_its_own(body)
+
+
 @pytest.mark.parametrize(("host", "box"), [(HOST, BOX), (HOST6, BOX6)])
 def test_connections_in_both_directions_with_large_frames(host: str, box: str) -> None:
     def body() -> None:
@@ -117,7 +130,7 @@ def test_connections_in_both_directions_with_large_frames(host: str, box: str) -
             nic = Tap.open(fd)
             with cable(attachment.tap, nic) as wire:
                 wanted = [{**network.descriptions()[0], "device": ip("link", inside=inside)[-1]["address"]}]
-                namespaces.inside(fd, lambda: guest_network.apply(guest_network.parse(wanted)))
+                namespaces.inside(fd, lambda: guest_network.apply(guest_network.parse(wanted), guest_network.cards()))
                 with (
                     socket.create_server((host, 7), family=family) as server,
                     namespaces.inside(fd, lambda: socket.socket(family)) as client,
@@ -249,11 +262,9 @@ def test_the_guest_follows_changes_and_keeps_what_is_right() -> None:
                 assert apply([{**first, "ipv6": False, "addresses": [], "routes": []}])[0]["ipv6"] is False
                 renamed = {**first, "name": "net7", "mac": "02:00:00:00:00:77"}
                 assert apply([renamed]) == [renamed]
+                missing = guest_network.parse([{**first, "device": "02:00:00:00:00:99"}])
                 with pytest.raises(CallError, match="no network device 02:00:00:00:00:99"):
-                    namespaces.inside(
-                        fd,
-                        lambda: guest_network.apply(guest_network.parse([{**first, "device": "02:00:00:00:00:99"}])),
-                    )
+                    namespaces.inside(fd, lambda: guest_network.apply(missing, guest_network.cards()))
                 with pytest.raises(OSError, match="Nexthop has invalid gateway"):
                     apply([{**renamed, "routes": [{"destination": "10.1.0.0/16", "gateway": "10.250.0.1"}]}])
 
@@ -281,7 +292,10 @@ def test_names_and_default_routes_change_places() -> None:
                         interface(name, macs[card], net, default=net == default)
                         for net, (name, card) in enumerate(zip(order, ("eth0", "eth1"), strict=True))
                     ]
-                    got = namespaces.inside(fd, lambda wanted=wanted: guest_network.apply(guest_network.parse(wanted)))
+                    got = namespaces.inside(
+                        fd,
+                        lambda wanted=wanted: guest_network.apply(guest_network.parse(wanted), guest_network.cards()),
+                    )
                     assert got == wanted
 
     on_a_host_of_its_own(body)

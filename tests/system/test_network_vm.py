@@ -50,7 +50,7 @@ async def scenario(guest: Guest, network: Network, path: str) -> None:
 
     async def configure() -> Any:
         told = [{**entry, "device": CARD} for entry in network.descriptions()]
-        answer = await guest.call("Network", interfaces=told)
+        answer = await guest.call("Network", interfaces=told, describe=True)
         assert answer["interfaces"] == network.descriptions()
 
     loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ async def scenario(guest: Guest, network: Network, path: str) -> None:
     assert "mtu 1400" in await guest.output("box", "mtu", "busybox", "ip", "link", "show", "eth0")
 
     # A card that is no longer wanted is switched off.
-    assert (await guest.call("Network", interfaces=[]))["interfaces"] == []
+    assert (await guest.call("Network", interfaces=[], describe=True))["interfaces"] == []
     assert not await loop.run_in_executor(None, pings, BOX)
     assert BOX not in await guest.output("box", "none", "busybox", "ip", "addr")
     await configure()

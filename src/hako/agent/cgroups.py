@@ -26,6 +26,24 @@ def directory(container_id: str) -> str:
     return f"{MOUNT}/hako/{container_id}"
 
 
+def make(container_id: str) -> None:
+    """Make the cgroup of a container, with every controller that there is. Raises OSError."""
+    path = directory(container_id)
+    os.makedirs(path, exist_ok=True)
+    for base in (MOUNT, os.path.dirname(path)):
+        for controller in read(base + "/cgroup.controllers").split():
+            with open(base + "/cgroup.subtree_control", "w", encoding="ascii") as file:
+                file.write(f"+{controller}")
+
+
+def remove(container_id: str) -> None:
+    """Remove a cgroup that no process is in, if it is there."""
+    try:
+        os.rmdir(directory(container_id))
+    except OSError:
+        pass  # it goes with the VM
+
+
 def read(path: str) -> str:
     """The text of one cgroup file, empty when it is not there."""
     try:
@@ -101,13 +119,14 @@ def stats(container_id: str) -> dict[str, Any]:
     return {
         "cpu": table(read(base + "/cpu.stat")),
         "memory": {
+            # Before the sum of its parts, or a container that grows would have more in a part than in all.
+            "stat": table(read(base + "/memory.stat")),
             "usage": _number(read(base + "/memory.current")) or 0,
             "limit": _number(read(base + "/memory.max")),
             "peak": _number(read(base + "/memory.peak")),
             "swap": _number(read(base + "/memory.swap.current")),
             "swap_limit": _number(read(base + "/memory.swap.max")),
             "swap_peak": _number(read(base + "/memory.swap.peak")),
-            "stat": table(read(base + "/memory.stat")),
             "events": table(read(base + "/memory.events")),
         },
         "pids": {

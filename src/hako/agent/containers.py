@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from hako.agent import cgroups, crun
+from hako.agent import cgroups, crun, system
 from hako.agent.channel import Channel
 from hako.agent.loop import Future, Loop
 from hako.agent.stdio import Stdio
@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from typing import Any
+
+    from hako.agent.ahead import Ahead
 else:
     import _signal as signal  # signal itself brings enum and re
 
@@ -71,12 +73,18 @@ class Container:
 
     def __init__(self, container_id: str, init: Process) -> None:
         self.id = container_id
+        #: What it is called in the guest: by crun, by its cgroup.
+        self.key = container_id
         self.init = init
-        self.directory = f"{_STATE_DIR}/{container_id}"
         self.execs: dict[str, Process] = {}
         self.started = False
         self.paused = False
         self.deleting = False
+
+    @property
+    def directory(self) -> str:
+        """Where its config.json is."""
+        return f"{_STATE_DIR}/{self.key}"
 
     @property
     def status(self) -> str:
@@ -112,6 +120,7 @@ class Containers:
         self._all: dict[str, Container | None] = {}
         self._serial = 0
         self._closing = False
+        self._ahead: Ahead | None = None
 
     def get(self, container_id: str) -> Container:
         """The container named ``container_id``. Raises CallError."""
@@ -134,16 +143,21 @@ class Containers:
             raise calls.CallError(calls.ALREADY_EXISTS, f"container {container_id} already exists")
         if len(self._all) >= calls.MAX_CONTAINERS:
             raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"this VM has {calls.MAX_CONTAINERS} containers already")
-        container = Container(container_id, self._process(spec.get("process", {}), streams, first=True))
+        ahead = self._take_ahead(spec, streams)
+        made = ahead.outputs if ahead is not None else None
+        try:
+            process = self._process(spec.get("process", {}), streams, first=True, made=made)
+        except BaseException:
+            if ahead is not None:
+                ahead.drop()
+            raise
+        container = Container(container_id, process)
         self._all[container_id] = None
         try:
-            os.makedirs(container.directory, exist_ok=True)
-            spec.setdefault("linux", {})["cgroupsPath"] = f"/hako/{container_id}"
-            _write_json(container.directory + "/config.json", spec)
-            verb = ["run", "--detach"] if start else ["create"]
-            await self._crun_process(
-                [*verb, "--bundle", container.directory], [container_id], container, container.init, "create"
-            )
+            if ahead is not None:
+                await self._create_ahead(ahead, container, spec, start=start)
+            else:
+                await self._create(container, spec, start=start)
         except BaseException:
             await self._undo_create(container)
             raise
@@ -151,23 +165,73 @@ class Containers:
         self._all[container_id] = container
         return container
 
-    def _process(self, process: dict[str, Any], streams: dict[str, Any], *, first: bool) -> Process:
+    async def _create(self, container: Container, spec: dict[str, Any], *, start: bool) -> None:
+        os.makedirs(container.directory, exist_ok=True)
+        spec.setdefault("linux", {})["cgroupsPath"] = f"/hako/{container.key}"
+        _write_json(container.directory + "/config.json", spec)
+        verb = ["run", "--detach"] if start else ["create"]
+        await self._crun_process(
+            [*verb, "--bundle", container.directory], [container.key], container, container.init, "create"
+        )
+
+    async def start_ahead(self) -> None:
+        """Start a crun for the first container, before there is one."""
+        from hako.agent import ahead
+
+        self._ahead = ahead.Ahead(self._loop, f"{_STATE_DIR}/{ahead.KEY}", self._scratch())
+        await self._ahead.waits()
+
+    def _take_ahead(self, spec: dict[str, Any], streams: dict[str, Any]) -> Ahead | None:
+        """The crun that was started ahead, if it is there and suits this container."""
+        ahead = self._ahead
+        if ahead is None or not ahead.suits(spec, streams):
+            return None
+        self._ahead = None
+        return ahead
+
+    async def _create_ahead(self, ahead: Ahead, container: Container, spec: dict[str, Any], *, start: bool) -> None:
+        spec["linux"]["cgroupsPath"] = f"/hako/{ahead.key}"
+        if not ahead.go(spec):
+            ahead.drop()
+            await self._create(container, spec, start=start)
+            return
+        container.key = ahead.key
+        await self._crun_process([], [], container, container.init, "create", ahead)
+        if start and not crun.let_go(ahead.key):
+            status, message = await self._crun(["start", ahead.key])
+            if status != 0:
+                raise crun.error(f"start {container.id}", status, message)
+
+    def _process(
+        self,
+        process: dict[str, Any],
+        streams: dict[str, Any],
+        *,
+        first: bool,
+        made: dict[int, tuple[int, int]] | None = None,
+    ) -> Process:
         terminal = process.get("terminal") is True
-        return Process(Stdio(self._loop, self._channel, streams, terminal=terminal), first=first)
+        return Process(Stdio(self._loop, self._channel, streams, terminal=terminal, made=made), first=first)
 
     async def _undo_create(self, container: Container) -> None:
         """Leave nothing of a container that could not be made."""
         container.init.stdio.close()
         try:
-            await self._crun(["delete", "--force", container.id])
+            await self._crun(["delete", "--force", container.key])
             _remove(container.directory)
         finally:
             del self._all[container.id]
 
     async def _crun_process(
-        self, head: list[str], tail: list[str], container: Container, process: Process, what: str
+        self,
+        head: list[str],
+        tail: list[str],
+        container: Container,
+        process: Process,
+        what: str,
+        ahead: Ahead | None = None,
     ) -> None:
-        """Run a crun command that makes ``process``, and find its pid."""
+        """Run a crun command that makes ``process``, or see ``ahead`` do it, and find its pid."""
         scratch = self._scratch()
         pid_file, socket_path = scratch + ".pid", scratch + ".tty"
         args = [*head, "--pid-file", pid_file]
@@ -176,16 +240,19 @@ class Containers:
             if process.stdio.terminal:
                 process.stdio.listen(socket_path)
                 args += ["--console-socket", socket_path]
-            status, message = await crun.run(
-                self._loop, [*args, *tail], scratch + ".log", stdio=process.stdio.child_fds()
-            )
+            if ahead is not None:
+                pid_file = ahead.pid_file
+                status, message = await crun.finish(ahead.ended, ahead.log)
+            else:
+                status, message = await crun.run(
+                    self._loop, [*args, *tail], scratch + ".log", stdio=process.stdio.child_fds()
+                )
             if status != 0:
                 raise crun.error(f"{what} {container.id}", status, message)
             if process.stdio.terminal:
                 process.stdio.accept()
-            with open(pid_file, encoding="ascii") as file:
-                pid = int(file.read(32))
-            process.follow(self._loop, container.id, pid)
+            pid = int(cgroups.read(pid_file))
+            process.follow(self._loop, container.key, pid)
         finally:
             self._loop.release_exits()
             process.stdio.after_spawn()
@@ -208,9 +275,9 @@ class Containers:
         if container.started:
             raise calls.CallError(calls.FAILED_PRECONDITION, f"container {container.id} is being started already")
         container.started = True
-        if crun.let_go(container.id):
+        if crun.let_go(container.key):
             return
-        status, message = await self._crun(["start", container.id])
+        status, message = await self._crun(["start", container.key])
         if status != 0:
             container.started = False
             raise crun.error(f"start {container.id}", status, message)
@@ -231,7 +298,7 @@ class Containers:
         try:
             _write_json(spec_path, process)
             await self._crun_process(
-                ["exec", "--detach", "--process", spec_path], [container.id], container, added, "exec in"
+                ["exec", "--detach", "--process", spec_path], [container.key], container, added, "exec in"
             )
         except BaseException:
             added.stdio.close()
@@ -247,9 +314,9 @@ class Containers:
             container.process(exec_id).signal(number)
             return
         if number == signal.SIGKILL:
-            cgroups.kill(container.id)
+            cgroups.kill(container.key)
             return
-        for pid in cgroups.pids(container.id):
+        for pid in cgroups.pids(container.key):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -258,10 +325,10 @@ class Containers:
     async def pause(self, container: Container) -> None:
         """Stop all processes of a running container, and wait until they stand still."""
         container.require("running", what="pause")
-        cgroups.freeze(container.id, frozen=True)
+        cgroups.freeze(container.key, frozen=True)
         container.paused = True
         for _ in range(_FREEZE_LOOKS):
-            if cgroups.is_frozen(container.id) or container.status != "paused":
+            if cgroups.is_frozen(container.key) or container.status != "paused":
                 return
             await self._loop.sleep(_FREEZE_PAUSE)
         self.resume(container)
@@ -270,7 +337,7 @@ class Containers:
     def resume(self, container: Container) -> None:
         """Let a paused container go on."""
         container.require("paused", what="resume")
-        cgroups.freeze(container.id, frozen=False)
+        cgroups.freeze(container.key, frozen=False)
         container.paused = False
 
     async def update(self, container: Container, resources: dict[str, Any]) -> None:
@@ -279,7 +346,7 @@ class Containers:
         path = self._scratch() + ".json"
         try:
             _write_json(path, resources)
-            status, message = await self._crun(["update", "--resources", path, container.id])
+            status, message = await self._crun(["update", "--resources", path, container.key])
         finally:
             _unlink(path)
         if status != 0:
@@ -292,7 +359,7 @@ class Containers:
         container.deleting = True
         try:
             await self._end(container)
-            status, message = await self._crun(["delete", "--force", container.id])
+            status, message = await self._crun(["delete", "--force", container.key])
             if status != 0:
                 raise crun.error(f"delete {container.id}", status, message)
             # What its processes wrote last may still be under way: outputs end by themselves.
@@ -304,7 +371,7 @@ class Containers:
     async def _end(self, container: Container) -> None:
         """Kill all processes of a container, frozen ones too."""
         if not container.init.exited.done:
-            cgroups.kill(container.id)
+            cgroups.kill(container.key)
             await container.init.exited
 
     async def close(self) -> None:
@@ -324,8 +391,7 @@ class Containers:
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "wb") as file:
-        file.write(jsontext.dumps(value))
+    system.write(path, jsontext.dumps(value))
 
 
 def _unlink(path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from hako.agent.loop import Loop
+from hako.agent.loop import Future, Loop
 from hako.wire import calls, jsontext
 
 TYPE_CHECKING = False
@@ -50,6 +50,11 @@ async def run(loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, i
 
     ``stdio`` are the descriptors that become the container's; by default crun gets /dev/null.
     """
+    return await finish(loop.child(spawn(args, log, stdio)), log)
+
+
+def spawn(args: list[str], log: str, stdio: tuple[int, int, int] | None = None) -> int:
+    """Start crun, to be followed by finish(); return its process id."""
     # Python ignores these two signals, and the agent is scheduled in its own way (main.py); a container's process
     # must find both as they were.
     defaults, scheduler = (signal.SIGPIPE, signal.SIGXFSZ), (os.SCHED_OTHER, os.sched_param(0))
@@ -59,12 +64,16 @@ async def run(loop: Loop, args: list[str], log: str, *, stdio: tuple[int, int, i
         fds = stdio or (null, null, null)
         # Above 2, so that no dup2 overwrites a descriptor that a later one still needs.
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
-        pid = os.posix_spawn(
+        return os.posix_spawn(
             _sealed or CRUN, argv, _ENV, file_actions=actions, setsid=True, setsigdef=defaults, scheduler=scheduler
         )
     finally:
         os.close(null)
-    status: int = await loop.child(pid)
+
+
+async def finish(ended: Future, log: str) -> tuple[int, str]:
+    """Wait for the crun that spawn() has started; see run()."""
+    status: int = await ended
     message = "" if status == 0 else _last_error(log)
     try:
         os.unlink(log)

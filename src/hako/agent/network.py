@@ -10,6 +10,7 @@ import errno
 import fcntl
 import struct
 
+from hako.agent import system
 from hako.linux import interfaces, rtnetlink
 from hako.linux.interfaces import Everything
 from hako.linux.netlink import Netlink
@@ -30,6 +31,8 @@ _MAX_ENTRIES = 4096
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GCHANNELS, _ETHTOOL_SCHANNELS = 0x3C, 0x3D
 _CHANNELS = struct.Struct("=9I")
+#: Indexes of cards; see note_untouched().
+_untouched: set[int] = set()
 _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -161,44 +164,71 @@ def parse(value: object) -> list[Interface]:
     return wanted
 
 
-def missing(wanted: list[Interface]) -> str:
-    """The first device that the VM does not have (yet), as text; empty when all are there."""
+def cards() -> list[Link]:
+    """The links of the VM, for apply()."""
     with Netlink() as kernel:
-        links = rtnetlink.links(kernel)
+        return rtnetlink.links(kernel)
+
+
+def missing(wanted: list[Interface], links: list[Link]) -> str:
+    """The first device that is not among ``links`` (yet), as text; empty when all are there."""
     return next((str(entry.device) for entry in wanted if _find(links, entry) is None), "")
 
 
-def apply(wanted: list[Interface]) -> list[dict[str, Any]]:
-    """Make the VM's interfaces what ``wanted`` says and describe what they are then.
+def note_untouched() -> None:
+    """Nobody has given anything to the cards that there are, or will before the first apply()."""
+    _untouched.update(link.index for link in _nics(cards()) if not link.flags & rtnetlink.IFF_UP)
+
+
+def apply(wanted: list[Interface], links: list[Link], *, describe: bool = True) -> list[dict[str, Any]]:
+    """Make the VM's interfaces what ``wanted`` says; ``describe`` them as they are then. ``links`` are those of now.
 
     NICs that it does not name lose their addresses and are switched off. What is as it should be is not touched, so
     connections survive. Raises CallError and OSError.
     """
+    untouched = {link.index for link in links if link.index in _untouched and not link.flags & rtnetlink.IFF_UP}
+    _untouched.clear()
     with Netlink() as kernel:
         found = []
-        before = Everything(kernel)
+        before = Everything(kernel, links)
         for entry in wanted:
             link = _find(before.links, entry)
             if link is None:
                 raise calls.CallError(calls.NOT_FOUND, f"the VM has no network device {entry.device}")
-            found.append((link.index, entry))
+            found.append((link, entry))
         for link in _nics(before.links):
-            if all(link.index != index for index, _ in found):
+            if link.index not in untouched and all(link is not other for other, _ in found):
                 _switch_off(kernel, before, link)
-        _rename(kernel, before.links, found)
-        for index, entry in found:
-            _set_link(kernel, _by_index(before.links, index), entry)
-        now = Everything(kernel)
-        links = [(_by_index(now.links, index), entry) for index, entry in found]
-        for link, entry in links:
-            _set_addresses(kernel, now, link, entry)
-        # First all that must go: a default route of one interface may have to make room for another's.
-        for link, entry in links:
-            _remove_routes(kernel, now, link, entry)
-        for link, entry in links:
-            _add_routes(kernel, now, link, entry)
+        _rename(kernel, before.links, [(link.index, entry) for link, entry in found])
+        for link, entry in found:
+            _set_link(kernel, link, entry)
+        used = [(link, entry) for link, entry in found if link.index not in untouched]
+        _set_all(kernel, used)
+        for link, entry in found:
+            if link.index in untouched:
+                _add_addresses(kernel, link, entry, [])
+        for link, entry in found:
+            if link.index in untouched:
+                _add_routes(kernel, link, entry, [])
+        if not describe:
+            return []
         after = Everything(kernel)
-        return [after.describe(_by_index(after.links, index)) for index, _ in found]
+        return [after.describe(_by_index(after.links, link.index)) for link, _ in found]
+
+
+def _set_all(kernel: Netlink, found: list[tuple[Link, Interface]]) -> None:
+    """Give links that may have something else their addresses, routes and neighbours."""
+    if not found:
+        return
+    now = Everything(kernel)
+    found = [(_by_index(now.links, link.index), entry) for link, entry in found]
+    for link, entry in found:
+        _set_addresses(kernel, now, link, entry)
+    # First all that must go: a default route of one interface may have to make room for another's.
+    for link, entry in found:
+        _remove_routes(kernel, now, link, entry)
+    for link, entry in found:
+        _add_routes(kernel, link, entry, [interfaces.route(old) for old in now.routes(link)])
 
 
 def use_queues(count: int) -> None:
@@ -283,8 +313,7 @@ def _set_name(kernel: Netlink, link: Link, name: str) -> None:
 def _set_link(kernel: Netlink, link: Link, entry: Interface) -> None:
     if link.ipv6 != entry.ipv6:
         try:
-            with open(_DISABLE_IPV6.format(entry.name), "w", encoding="ascii") as file:
-                file.write("0" if entry.ipv6 else "1")
+            system.write(_DISABLE_IPV6.format(entry.name), b"0" if entry.ipv6 else b"1")
         except FileNotFoundError:
             pass  # a kernel without IPv6
     arp = not link.flags & rtnetlink.IFF_NOARP
@@ -305,8 +334,12 @@ def _set_addresses(kernel: Netlink, now: Everything, link: Link, entry: Interfac
     if removed:
         # Removing one can take others of its network along.
         present = [interfaces.address(old) for old in Everything(kernel).addresses(link)]
+    _add_addresses(kernel, link, entry, present)
+
+
+def _add_addresses(kernel: Netlink, link: Link, entry: Interface, present: list[dict[str, Any]]) -> None:
     for address in entry.addresses:
-        if interfaces.address(address) not in present:
+        if not present or interfaces.address(address) not in present:
             address.index = link.index
             rtnetlink.add_address(kernel, address)
 
@@ -331,11 +364,13 @@ def _remove_routes(kernel: Netlink, now: Everything, link: Link, entry: Interfac
             rtnetlink.delete_neighbour(kernel, known)
 
 
-def _add_routes(kernel: Netlink, now: Everything, link: Link, entry: Interface) -> None:
-    """Add routes, those without gateway first so that each gateway can be reached, and permanent neighbours."""
-    present = [interfaces.route(old) for old in now.routes(link)]
+def _add_routes(kernel: Netlink, link: Link, entry: Interface, present: list[dict[str, Any]]) -> None:
+    """Add routes, those without gateway first so that each gateway can be reached, and permanent neighbours.
+
+    ``present`` are the routes that are there already.
+    """
     for route in sorted(entry.routes, key=lambda route: bool(route.gateway)):
-        if interfaces.route(route) not in present:
+        if not present or interfaces.route(route) not in present:
             route.index = link.index
             rtnetlink.add_route(kernel, route)
     for neighbour in entry.neighbours:

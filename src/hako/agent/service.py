@@ -172,14 +172,19 @@ class Service:
         return {"time_ns": time.time_ns()}
 
     async def settle(self, params: Params) -> Params:
-        system.reserve_memory(little=_flag(params, "squeeze"))
+        squeeze = _flag(params, "squeeze")
+        system.reserve_memory(little=squeeze)
         # What only some VMs need is loaded now, once, instead of in each clone.
-        import hako.agent.network
+        import hako.agent.ephemeral
         import hako.agent.resolver
         import hako.agent.sockets  # noqa: F401
+        from hako.agent import network
 
         system.drop_caches()
         system.ignore_pci_hotplug()
+        if not squeeze:
+            network.note_untouched()
+            await self._store.start_ahead()
         return {}
 
     async def resized(self, params: Params) -> Params:
@@ -223,12 +228,15 @@ class Service:
         from hako.agent import network
 
         wanted = network.parse(params.get("interfaces"))
+        describe = _flag(params, "describe")
         for _ in range(_NETWORK_TRIES):
-            if not network.missing(wanted):
+            links = network.cards()
+            if not network.missing(wanted, links):
                 break
             system.find_plugged_devices()
             await self._loop.sleep(_NETWORK_PAUSE)
-        return {"interfaces": network.apply(wanted)}
+        interfaces = network.apply(wanted, links, describe=describe)
+        return {"interfaces": interfaces} if describe else {}
 
     async def resolve(self, params: Params) -> Params:
         from hako.agent import resolver
@@ -353,10 +361,10 @@ class Service:
         return {}
 
     async def stats(self, params: Params) -> Params:
-        return cgroups.stats(self._container(params).id)
+        return cgroups.stats(self._container(params).key)
 
     async def ps(self, params: Params) -> Params:
-        return {"processes": cgroups.processes(self._container(params).id)}
+        return {"processes": cgroups.processes(self._container(params).key)}
 
     async def state(self, params: Params) -> Params:
         container = self._container(params)

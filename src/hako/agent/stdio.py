@@ -37,7 +37,16 @@ class Stdio:
     are none, or in use.
     """
 
-    def __init__(self, loop: Loop, channel: Channel, streams: dict[str, Any], *, terminal: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        channel: Channel,
+        streams: dict[str, Any],
+        *,
+        terminal: bool,
+        made: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
+        """``made`` are pipes that there are already, by the number of the process's descriptor; they are owned now."""
         self._loop = loop
         self._channel = channel
         self._numbers = [_stream_number(streams, name) for name in _NAMES]
@@ -47,6 +56,7 @@ class Stdio:
         self._tty = -1
         self._input: Input | None = None
         self._outputs: list[Output] = []
+        self._made: dict[int, tuple[int, int]] = {} if made is None else dict(made)
         if not terminal:
             try:
                 self._make_pipes()
@@ -59,7 +69,7 @@ class Stdio:
             if number is None:
                 self._child.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
                 continue
-            read, write = os.pipe2(os.O_CLOEXEC)
+            read, write = self._made.pop(index) if index in self._made else os.pipe2(os.O_CLOEXEC)
             if index == 0:
                 self._child.append(read)
                 self._input = Input(self._loop, self._channel, number, write)
@@ -137,3 +147,7 @@ class Stdio:
         self.on_exit()
         for output in self._outputs:
             output.close()
+        for pair in self._made.values():
+            os.close(pair[0])
+            os.close(pair[1])
+        self._made.clear()

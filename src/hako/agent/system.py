@@ -37,6 +37,8 @@ _FIRST_MOUNTS = (
 
 
 _hotplug_ignored = False
+#: Paths of the host's shares.
+_mounted: set[str] = set()
 #: Modules that load_on_demand() has loaded.
 _loaded: set[str] = set()
 #: What reserve_memory() found when it was first called.
@@ -58,6 +60,7 @@ def mount_first() -> None:
         os.makedirs(target, exist_ok=True)
         syscalls.mount(source, target, fstype, flags, data)
     syscalls.mount("", "/", flags=syscalls.MS_SHARED | syscalls.MS_REC)
+    os.makedirs(_SHARES)
 
 
 def load_boot_modules() -> None:
@@ -219,14 +222,15 @@ def add_entropy(data: bytes) -> None:
 def mount_share(driver: str, tag: str, name: str, options: str) -> str:
     """Mount the host share ``tag`` and return its path."""
     path = f"{_SHARES}/{name}"
-    if os.path.ismount(path):
+    if path in _mounted:
         raise calls.CallError(calls.ALREADY_EXISTS, f"share {name} is mounted already")
-    os.makedirs(path, exist_ok=True)
+    os.mkdir(path)
     try:
         syscalls.mount(tag, path, driver, syscalls.MS_NODEV, options)
     except OSError:
         os.rmdir(path)
         raise
+    _mounted.add(path)
     return path
 
 
@@ -246,12 +250,10 @@ def forget_files() -> None:
 def unmount_shares() -> None:
     """Write everything to the host and let go of its shares."""
     os.sync()
-    if os.path.isdir(_SHARES):
-        for name in os.listdir(_SHARES):
-            path = f"{_SHARES}/{name}"
-            if os.path.ismount(path):
-                syscalls.umount(path, syscalls.MNT_DETACH)
-            os.rmdir(path)
+    for path in list(_mounted):
+        syscalls.umount(path, syscalls.MNT_DETACH)
+        os.rmdir(path)
+        _mounted.remove(path)
 
 
 def memory() -> dict[str, int]:

@@ -48,7 +48,7 @@ class ContainerPlace(Place):
             raise HostError(f"Cannot look into {mount['source']}: {error.strerror}.") from error
         finally:
             os.close(point)
-        if "ro" in (mount.get("options") or []):
+        if not {"ro", "rro"}.isdisjoint(mount.get("options") or []):
             self._make_readonly(destination)
 
     def _make_readonly(self, destination: str) -> None:

@@ -26,6 +26,11 @@ def main(args: list[str]) -> int:
 
 def remove(ref: str, *, force: bool) -> None:
     """Remove the container that ``ref`` means. Raises StateError for a running one without ``force``."""
+    if "/" not in ref:
+        state = records.find(ref)
+        if state["status"] == "stopped":
+            records.remove(state)  # with all the containers that it had
+            return
     target = containers.find(ref)
     if target.is_live and target.status != "stopped" and not force:
         raise StateError(f"The container {ref} is {target.status}: stop it first, or remove it with -f.")

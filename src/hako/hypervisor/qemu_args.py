@@ -102,7 +102,8 @@ def nic_device(nic: Nic, name: str) -> dict[str, object]:
     """The properties of a network card tied to the back end ``name``, as for QMP's device_add."""
     # No boot ROM: nothing is booted from the network.
     properties: dict[str, object] = {"driver": "virtio-net-pci", "id": name, "netdev": name, "mac": nic.mac}
-    properties |= {"romfile": "", "disable-legacy": "on"}
+    # A clone's card is tied to a network when it runs, with another address: nothing is to be announced before.
+    properties |= {"romfile": "", "disable-legacy": "on", "guest_announce": "off"}
     # One interrupt for each queue of each pair, one for the configuration and one for the control queue.
     return properties if nic.queues == 1 else {**properties, "mq": "on", "vectors": 2 * nic.queues + 2}
 

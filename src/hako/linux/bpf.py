@@ -10,7 +10,7 @@ import os
 import struct
 
 _NR_BPF = 321
-_MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
+_MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _PROG_ATTACH, _LINK_CREATE = 0, 2, 5, 8, 28
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -34,6 +34,11 @@ def load(kind: int, attach: int, program: bytes, name: bytes) -> int:
 def attach(program: int, target: int, kind: int) -> int:
     """Attach ``program`` to the descriptor ``target`` as BPF_…; it stays until the returned descriptor is closed."""
     return _bpf(_LINK_CREATE, struct.pack("=4I", program, target, kind, 0))
+
+
+def attach_for_good(program: int, group: int, kind: int) -> None:
+    """Attach ``program`` to the cgroup with the descriptor ``group`` as BPF_…; it stays as long as the cgroup."""
+    _bpf(_PROG_ATTACH, struct.pack("=5I", group, program, kind, 0, 0))
 
 
 def create_map(kind: int, value_size: int, entries: int) -> int:

@@ -33,9 +33,10 @@ class Everything:
 
     __slots__ = ("_addresses", "_kernel", "_neighbours", "_routes", "links")
 
-    def __init__(self, kernel: Netlink) -> None:
+    def __init__(self, kernel: Netlink, links: list[Link] | None = None) -> None:
+        """``links`` are those of the namespace, where they are known already."""
         self._kernel = kernel
-        self.links = rtnetlink.links(kernel)
+        self.links = rtnetlink.links(kernel) if links is None else links
         self._addresses: list[Address] | None = None
         self._routes: list[Route] | None = None
         self._neighbours: list[Neighbour] | None = None

@@ -93,14 +93,14 @@ class _MountAttr(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
-def make_readonly(target: str) -> None:
-    """Make the mount at ``target`` and all below it read-only, by mount_setattr(2)."""
+def make_readonly(target: str, *, recursive: bool = True) -> None:
+    """Make the mount at ``target`` read-only, ``recursive``: with all below it, by mount_setattr(2)."""
     attributes = _MountAttr(attr_set=MOUNT_ATTR_RDONLY)
     result = _libc.syscall(
         ctypes.c_long(_NR_MOUNT_SETATTR),
         ctypes.c_int(AT_FDCWD),
         ctypes.c_char_p(os.fsencode(target)),
-        ctypes.c_uint(AT_RECURSIVE),
+        ctypes.c_uint(AT_RECURSIVE if recursive else 0),
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
     )

@@ -245,7 +245,7 @@ def _tmpfs(text: str) -> dict[str, Any]:
 
 
 def _bind(source: str, destination: str, *, readonly: bool) -> dict[str, Any]:
-    flags = ["rbind", "rprivate", "ro" if readonly else "rw"]
+    flags = ["rbind", "rprivate", "rro" if readonly else "rw"]
     return {"destination": _place(destination, source), "type": "bind", "source": source, "options": flags}
 
 

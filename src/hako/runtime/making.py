@@ -299,10 +299,10 @@ def _describe(root: str, container_id: str, bundle: str, spec: dict[str, Any], j
 
 def _shown(spec: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """The bind mounts that the process that stands for the container is to see."""
-    from hako.sandbox.translate import is_bind
+    from hako.sandbox.guestmounts import is_bind, is_readonly
 
     return [
-        (str(mount["source"]), str(mount["destination"]), "ro" in (mount.get("options") or []))
+        (str(mount["source"]), str(mount["destination"]), is_readonly(mount))
         for mount in spec.get("mounts") or []
         if is_bind(mount)
     ]

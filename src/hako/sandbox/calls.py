@@ -43,7 +43,7 @@ async def get_state(engine: Engine, _params: dict[str, Any], _fds: Fds, _connect
 
 async def share(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Give every container made from now on a directory of the host."""
-    options = ["rbind", "ro" if params.get("readonly") is True else "rw"]
+    options = ["rbind", "rro" if params.get("readonly") is True else "rw"]
     source, destination = params_of.text(params, "source"), params_of.text(params, "destination")
     if not os.path.isdir(source) or not destination.startswith("/"):
         raise ConfigError(f"Cannot share {source} as {destination}: name a directory and an absolute path.")
@@ -109,8 +109,9 @@ async def holders(engine: Engine, params: dict[str, Any], _fds: Fds, _connection
 
 async def network(engine: Engine, params: dict[str, Any], _fds: Fds, _connection: Connection) -> dict[str, Any]:
     """Give the guest the interfaces of a network namespace; ``forward``: and what connects to its loopback."""
-    vm = await engine.vm()
     path, forward = params_of.text(params, "path"), params.get("forward") is True
+    engine.machine.network.prepare(path)
+    vm = await engine.vm()
     with engine.trace.span("network", "VM"):
         await engine.machine.network.connect(path, vm.hypervisor, vm.agent, forward=forward)
     return {}

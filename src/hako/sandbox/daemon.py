@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hako.config.load import apply_annotations
@@ -24,7 +25,7 @@ from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from hako.cgroup.joining import Joining
     from hako.sandbox.early import Prepared
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
     #: What a sandbox process does beside running its engine: called with the engine and with what runs that to its
     #: end, which it has to await. The process ends when it returns.
     Face = Callable[[Engine, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
+    #: Makes one of a JSON object and descriptors.
+    FaceMaker = Callable[[dict[str, Any], list[int]], Face]
 
 _READ_SIZE = 64 << 10
+#: Descriptors that a face may need, and those of a sandbox.
+_MAX_FDS = 8
 #: What a guardian is told at an end that needs no cleaning up.
 DISMISSED = b"done\n"
 
@@ -118,33 +123,38 @@ def fork(
     return ours
 
 
-def fork_with_face(spec: SandboxSpec, config: Config, face: Face, kept: tuple[int, ...], trace: Trace) -> None:
-    """Start a sandbox process that nobody owns and that has a ``face`` besides, with the descriptors ``kept``.
+def hand_over(
+    prepared: Prepared, spec: SandboxSpec, config: Config, face: dict[str, Any], kept: tuple[int, ...], trace: Trace
+) -> None:
+    """Have the process that waits be the sandbox's: one that nobody owns, and that has a face besides.
 
-    It never comes from the pool. For single-threaded programs only. Raises ExistsError when the id is taken.
+    The face is made of the JSON object ``face`` and the descriptors ``kept``, see serve_prepared(). It never comes from
+    the pool. Raises ExistsError when the id is taken, GoneError.
     """
     trace.begin("fork", "command")
     ends, ours = Ends.make(spec)
-    _fork_and_become(spec, config, ends, ours, trace, face, kept)
-    ours.close()
+    connection = socket.socket(fileno=prepared.take())
+    try:
+        connection.sendall(_description(spec, config, trace, face=face))
+        socket.send_fds(connection, [b"\n"], [*ends.numbers(), *kept])
+    except OSError as error:
+        ends.close()
+        records.reap(spec.id)
+        raise client.GoneError("The process that was to be the sandbox's is gone.") from error
+    finally:
+        ends.close()
+        ours.close()
+        connection.close()
 
 
-def _fork_and_become(
-    spec: SandboxSpec,
-    config: Config,
-    ends: Ends,
-    ours: socket.socket,
-    trace: Trace,
-    face: Face | None = None,
-    kept: tuple[int, ...] = (),
-) -> None:
+def _fork_and_become(spec: SandboxSpec, config: Config, ends: Ends, ours: socket.socket, trace: Trace) -> None:
     middle = os.fork()
     if middle == 0:
         # No way back into the caller's code from here on.
         try:
             ours.close()
             if os.fork() == 0:
-                _become(spec, config, ends, trace, face, kept)
+                _become(spec, config, ends, trace)
         finally:
             os._exit(0)
     ends.close()
@@ -154,24 +164,27 @@ def _fork_and_become(
 def _tell(prepared: Prepared, spec: SandboxSpec, config: Config, trace: Trace) -> socket.socket:
     """Have the process that waits be the sandbox's; returns the owner's connection. Raises GoneError."""
     connection = socket.socket(fileno=prepared.take())
-    description = {"spec": spec.to_json(), "values": config.values, "origins": config.origins, "spans": trace.spans}
     try:
-        connection.sendall(jsontext.dumps(description) + b"\n")
+        connection.sendall(_description(spec, config, trace))
     except OSError as error:
         connection.close()
         raise client.GoneError("The process that was to be the sandbox's is gone.") from error
     return connection
 
 
-def serve_prepared(connection: int) -> None:
-    """Be the process at the other end of _tell(): load what it needs, wait, and be the sandbox process."""
-    import asyncio  # noqa: F401 (loaded now, as is the rest)
+def _description(spec: SandboxSpec, config: Config, trace: Trace, **more: Any) -> bytes:
+    """The line that a process which waits is told."""
+    known = {"spec": spec.to_json(), "values": config.values, "origins": config.origins, "spans": trace.spans}
+    return jsontext.dumps(known | more) + b"\n"
 
-    from hako.cgroup import joining  # noqa: F401
-    from hako.hypervisor import qemu, qmp  # noqa: F401
-    from hako.storage import virtiofs  # noqa: F401
 
-    engine_class()
+def serve_prepared(connection: int, load_face: Callable[[], FaceMaker] | None = None) -> None:
+    """Be the process at the other end of _tell(): load what it needs, wait, and be the sandbox process.
+
+    With ``load_face``, which loads what a face needs, the other end is hand_over().
+    """
+    _load_modules()
+    make_face = load_face() if load_face is not None else None
     owner = socket.socket(fileno=connection)
     line = _first_line(owner)
     if not line:
@@ -179,12 +192,45 @@ def serve_prepared(connection: int) -> None:
     description = jsontext.loads(line)
     spec, trace = SandboxSpec.from_json(description["spec"]), Trace()
     trace.spans = list(description["spans"])
+    config = config_from(description)
+    if make_face is not None:
+        _, fds, _, _ = socket.recv_fds(owner, 1, _MAX_FDS)
+        owner.close()
+        face = make_face(description["face"], fds[3:])
+        _become(spec, config, Ends.inherit([str(fd) for fd in fds[:3]]), trace, face, tuple(fds[3:]))
     try:
         ends = Ends.claim(spec, owner)
     except HakoError as error:
         _answer(owner, error)
         return
-    _become(spec, config_from(description), ends, trace)
+    _become(spec, config, ends, trace)
+
+
+def _load_modules() -> None:
+    """Load what a sandbox process needs in any case."""
+    with _without_ssl():
+        import asyncio  # noqa: F401
+
+        from hako.hypervisor import qmp  # noqa: F401
+    from hako.cgroup import joining  # noqa: F401
+    from hako.guestimage import api  # noqa: F401
+    from hako.hypervisor import accelerator, qemu, tsc  # noqa: F401
+    from hako.storage import virtiofs  # noqa: F401
+
+    engine_class()
+
+
+@contextlib.contextmanager
+def _without_ssl() -> Iterator[None]:
+    """For what imports ssl in case somebody wants TLS: 4 ms and 1 MB that a sandbox process has no use for."""
+    ssl: Any = types.ModuleType("ssl")
+    ssl.SSLContext = ssl.SSLSocket = type("Unused", (), {})
+    ssl.SSLWantReadError = ssl.SSLSyscallError = type("UnusedError", (OSError,), {})
+    sys.modules["ssl"] = ssl
+    try:
+        yield
+    finally:
+        del sys.modules["ssl"]
 
 
 def _first_line(owner: socket.socket) -> bytes:

@@ -11,6 +11,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 
@@ -20,8 +21,8 @@ class Prepared:
     It ends when ``connection`` is closed before. For single-threaded programs only.
     """
 
-    def __init__(self) -> None:
-        """Forks it. Raises OSError."""
+    def __init__(self, serve: Callable[[int], None] | None = None) -> None:
+        """Forks it. ``serve`` is what it does, given its end of ``connection``. Raises OSError."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         middle = os.fork()
         if middle == 0:
@@ -29,7 +30,7 @@ class Prepared:
             try:
                 ours.close()
                 if os.fork() == 0:
-                    _wait(theirs.detach())
+                    _wait(theirs.detach(), serve)
             finally:
                 os._exit(0)
         theirs.close()
@@ -49,7 +50,7 @@ class Prepared:
         return fd
 
 
-def _wait(connection: int) -> NoReturn:
+def _wait(connection: int, serve: Callable[[int], None] | None) -> NoReturn:
     try:
         null = os.open("/dev/null", os.O_RDWR)
         # The caller's streams have readers who wait for their end.
@@ -57,8 +58,11 @@ def _wait(connection: int) -> NoReturn:
             os.dup2(null, number)
         os.closerange(3, connection)
         os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
-        from hako.sandbox import daemon
+        if serve is not None:
+            serve(connection)
+        else:
+            from hako.sandbox import daemon
 
-        daemon.serve_prepared(connection)
+            daemon.serve_prepared(connection)
     finally:
         os._exit(0)

@@ -78,6 +78,8 @@ class Engine:
         self.machine.show_modules = self.tree.show_modules
         self.machine.namespace = namespace
         self.machine.joining = joining
+        #: Containers may be allowed more than there can be, as Kubernetes' are; the VM gets what is possible then.
+        self.overcommits = False
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
         self.stopping = asyncio.Event()
         #: Nobody is waiting for what the sandbox is for: it was told, or its owner is gone or has let it go.
@@ -382,6 +384,7 @@ class Engine:
             plan=plan,
             root=root,
             sockets=self._host_sockets,
+            shared=frozenset(params.get("shared") or ()),
         )
         if params.get("log") is not True:
             return None, guest
@@ -430,6 +433,8 @@ class Engine:
         """Make the VM as large as its containers need, with the resources of some of them ``changed``."""
         limits = {name: container.record["resources"] for name, container in self.containers.items()} | changed
         size, vcpus = sizes.memory(self.spec, limits.values()), sizes.vcpus(self.spec, limits.values())
+        if self.overcommits:
+            size, vcpus = sizes.possible((await self.vm()).hypervisor.spec, size, vcpus)
         if not shrink:
             info = self.state["info"]
             size, vcpus = max(size, info["memory"]), max(vcpus, info["vcpus"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 from typing import Any
 
 from hako.errors import ConfigError
@@ -43,7 +44,8 @@ class Mounts:
     """Translates the mounts of one container; what the agent has to make ready collects in ``memory``.
 
     Disks are added to ``plan``, sockets of the host to ``sockets``; where these are None there can be none. ``rules``
-    are the container's device rules.
+    are the container's device rules. A tmpfs at one of the ``shared`` destinations is one file system for all
+    containers of the VM that have it there.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Mounts:
         plan: block.Plan | None = None,
         rules: list[dict[str, Any]] | None = None,
         sockets: HostSockets | None = None,
+        shared: Collection[str] = (),
     ) -> None:
         self._container_id = container_id
         self._tree = tree
         self._plan = plan
         self._rules = rules or []
         self._sockets = sockets
+        self._shared = shared
         self.memory: dict[str, str] = {}  #: memory file systems by name, with their mount options
         self.modules: dict[str, bool] = {}  #: kernel modules that bound devices need
 
@@ -71,6 +75,8 @@ class Mounts:
             _refuse_mappings(mount, where)
             if is_bind(mount):
                 self._bind(mount, where, found)
+            elif mount.get("type") == "tmpfs" and os.path.normpath(mount["destination"]) in self._shared:
+                found.append(self._common(mount))
             elif mount.get("type", "") in _TYPES:
                 found.append(mount)
             elif self._plan is not None and block.is_block(mount):
@@ -110,9 +116,12 @@ class Mounts:
 
     def _share(self, mount: dict[str, Any]) -> dict[str, Any]:
         options = [str(option) for option in mount.get("options") or []]
-        path = self._tree.add_volume(
-            self._container_id, str(mount["source"]), readonly=is_readonly(mount), recursive="rbind" in options
-        )
+        source = str(mount["source"])
+        readonly, recursive, deep = is_readonly(mount), "rbind" in options, "rro" in options
+        path = self._tree.add_volume(self._container_id, source, readonly=readonly, recursive=recursive, deep=deep)
+        if readonly and recursive and not deep and self._tree.has_mounts_below(source):
+            # The guest sees one file system, which it can have read-only as a whole only; the host's mount is in part.
+            mount = {**mount, "options": [option for option in options if option not in _READ_ONLY]}
         return {**mount, "type": "bind", "source": f"{SHARE}/{path}"}
 
     def _shm(self, mount: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -122,6 +131,14 @@ class Mounts:
         user, group = source.owner
         self.memory[name] = f"mode={source.mode & 0o7777:o},uid={user},gid={group}{size}"
         return {**mount, "type": "bind", "source": f"{MEMORY}/{name}"}
+
+    def _common(self, mount: dict[str, Any]) -> dict[str, Any]:
+        """A tmpfs that others have too. What has a value is said to the file system, the rest to the mount."""
+        options = [str(option) for option in mount.get("options") or []]
+        name = hashlib.sha256(os.path.normpath(mount["destination"]).encode(errors="surrogateescape")).hexdigest()[:16]
+        self.memory[name] = ",".join(option for option in options if "=" in option)
+        flags = [option for option in options if "=" not in option]
+        return {**mount, "type": "bind", "source": f"{MEMORY}/{name}", "options": ["bind", *flags]}
 
     def _device(self, mount: dict[str, Any], source: Source, where: str) -> dict[str, Any]:
         if source.kind == "b" and guestdevices.as_disk(source.device, self._plan, self._rules):

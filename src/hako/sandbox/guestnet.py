@@ -50,6 +50,9 @@ class GuestNetwork:
         self._telling: asyncio.Task[None] | None = None
         self._hypervisor: Hypervisor | None = None
         self._agent: AgentClient | None = None
+        self._made = asyncio.Event()
+        self._preparing: asyncio.Task[Network] | None = None
+        self._tying = False
         #: Give it the resolv.conf of each container.
         self.resolver = Resolver()
         self._forward: Forward | None = None
@@ -60,6 +63,10 @@ class GuestNetwork:
         card = Card(len(self._cards), Tap.alone(nic.queues))
         self._cards.append(card)
         return tuple(card.tap.fds)
+
+    def cards_made(self) -> None:
+        """There are all cards that the VM has from the start: prepare() can go on."""
+        self._made.set()
 
     def release(self) -> None:
         """QEMU has the queues of the cards: this process does not need them any more."""
@@ -72,6 +79,42 @@ class GuestNetwork:
             card.tap.close()
         self._cards.clear()
 
+    def prepare(self, path: str) -> None:
+        """Begin with connect() before the VM runs: tie its cards to what there is at ``path``."""
+        if self._network is None and self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(path))
+
+    async def _prepare(self, path: str) -> Network:
+        await self._made.wait()
+        # What threads do cannot be given up: from now on this comes to its end.
+        self._tying = True
+        try:
+            network = await asyncio.to_thread(Network.open, path)
+            try:
+                free = [card for card in self._cards if not card.interface]
+                for endpoint, card in zip(await asyncio.to_thread(network.endpoints), free, strict=False):
+                    await asyncio.to_thread(network.attach, endpoint, card.tap)
+                    card.interface = endpoint.index
+            except BaseException:
+                await asyncio.to_thread(network.close)
+                raise
+            return network
+        finally:
+            self._tying = False
+
+    async def _prepared(self) -> Network | None:
+        """What prepare() has made, None when it has not begun. Raises HakoError."""
+        preparing = self._preparing
+        if preparing is None:
+            return None
+        if not self._tying:
+            preparing.cancel()
+        await asyncio.wait({preparing})
+        if self._preparing is not preparing:
+            return None  # close() has taken it
+        self._preparing = None
+        return None if preparing.cancelled() else preparing.result()
+
     async def connect(self, path: str, hypervisor: Hypervisor, agent: AgentClient, *, forward: bool = False) -> None:
         """Give the guest the interfaces of the network namespace at ``path``, now and as they come and go.
 
@@ -81,11 +124,14 @@ class GuestNetwork:
         if self._network is not None:
             raise StateError("The virtual machine has a network already.")
         self._hypervisor, self._agent = hypervisor, agent
-        network = await asyncio.to_thread(Network.open, path)
+        prepared = await self._prepared()
+        network = prepared if prepared is not None else await asyncio.to_thread(Network.open, path)
         self._network = network
         try:
+            tied = {attachment.endpoint.index for attachment in network.attachments}
             for endpoint in await asyncio.to_thread(network.endpoints):
-                await self._attach(network, endpoint)
+                if endpoint.index not in tied:
+                    await self._attach(network, endpoint)
             await self._find_servers(path, agent, forward=forward)
         except BaseException:
             await self.close()
@@ -178,11 +224,15 @@ class GuestNetwork:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._watching = self._telling = None
+        self._made.clear()
         await self.resolver.close()
         if self._forward is not None:
             await self._forward.close()
             self._forward = None
         network, self._network = self._network, None
+        with contextlib.suppress(HakoError):
+            prepared = await self._prepared()
+            network = network if prepared is None else prepared
         if network is not None:
             with contextlib.suppress(HakoError):
                 await asyncio.to_thread(network.close)

@@ -58,6 +58,9 @@ class Machine:
         self._vm: vm.Vm | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self.network = GuestNetwork()
+        #: What is begun before QEMU can be started: the first card's tap, and the clone's memory.
+        self._card: asyncio.Future[tuple[int, ...]] | None = None
+        self._copied: tuple[int, asyncio.Future[None]] | None = None
         #: The process is on its way into the VM's cgroup.
         self.joining: Joining | None = None
         self._sizing = asyncio.Lock()
@@ -70,12 +73,16 @@ class Machine:
         share = shares.make(self.config.share)
         self._share = share
         helper = asyncio.create_task(self._start_share(share))
-        with contextlib.ExitStack() as closing:
+        async with contextlib.AsyncExitStack() as closing:
             try:
                 with self.trace.span("VM description"):
                     # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
                     plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
                 self.show_modules(plan.modules)
+                card = plan.spec.find(Nic)
+                if card is not None:
+                    self._card = asyncio.ensure_future(asyncio.to_thread(self.network.add_card, card))
+                    closing.push_async_callback(asyncio.wait, {self._card})
                 held = None
                 if self.config.template.enabled:
                     with self.trace.span("template"):
@@ -88,13 +95,25 @@ class Machine:
                         )
                 if held is not None:
                     closing.callback(held.close)
+                await closing.enter_async_context(slot(self.config.sandbox.start_timeout))
+                if held is not None and plan.spec.sharing == "shared":
+                    self._begin_copy(held, plan.spec.memory, closing)
                 socket = await helper
             except BaseException:
                 helper.cancel()
                 await asyncio.gather(helper, return_exceptions=True)
                 raise
-            async with slot(self.config.sandbox.start_timeout):
-                return await self._clone_or_boot(plan, share, socket, held)
+            return await self._clone_or_boot(plan, share, socket, held)
+
+    def _begin_copy(self, held: Held, size: int, closing: contextlib.AsyncExitStack) -> None:
+        """Begin to copy a template's memory, which takes as long as helper and QEMU need to start."""
+        fd = memory.new("hako-memory", size)
+        closing.callback(os.close, fd)
+        done = asyncio.ensure_future(asyncio.to_thread(self._copy, held.memory, fd))
+        # A start that is given up waits for it all the same: a thread cannot be stopped, and must not find other files
+        # there.
+        closing.push_async_callback(asyncio.wait, {done})
+        self._copied = fd, done
 
     async def _start_share(self, share: ShareDriver) -> int | None:
         if self.joining is not None:
@@ -183,23 +202,23 @@ class Machine:
         nic: tuple[int, ...] = ()
         card = spec.find(Nic)
         if card is not None:
-            nic = await asyncio.to_thread(self.network.add_card, card)
+            begun, self._card = self._card, None
+            nic = await (begun or asyncio.to_thread(self.network.add_card, card))
+            self.network.cards_made()
             ours.callback(self.network.release)
         if held is not None and spec.sharing == "private":
             return Backends(held.memory, held.state, clone=True, share=socket, nic=nic), None
-        memory_fd = None
-        if spec.sharing == "shared":
-            memory_fd = memory.new("hako-memory", spec.memory)
-            ours.callback(os.close, memory_fd)
         if held is None:
+            memory_fd = None
+            if spec.sharing == "shared":
+                memory_fd = memory.new("hako-memory", spec.memory)
+                ours.callback(os.close, memory_fd)
             return Backends(memory_fd, share=socket, nic=nic), None
-        assert memory_fd is not None
-        # QEMU starts meanwhile, and looks at the memory when it has the state of the devices. A start that is given
-        # up waits for the copy all the same: a thread cannot be stopped, and must not find other files there.
-        copying = asyncio.ensure_future(asyncio.to_thread(self._copy, held.memory, memory_fd))
-        ours.push_async_callback(asyncio.wait, {copying})
+        assert self._copied is not None
+        # QEMU starts meanwhile, and looks at the memory when it has the state of the devices.
+        memory_fd, copied = self._copied
         backends = Backends(memory_fd, held.state, clone=True, plugged=plugged, share=socket, nic=nic)
-        return backends, copying
+        return backends, copied
 
     def _copy(self, source: int, target: int) -> None:
         with self.trace.span("memory copy"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 from typing import Any
 
 from hako.agent_client import AgentClient, InputStream, OutputStream
@@ -89,6 +90,9 @@ class ProcessIO:
         Returns the ``stdio`` object for the agent's call.
         """
         numbers: dict[str, Any] = {}
+        if not self._terminal and not self._keep_stdin and "stdin" in fds and _is_null(fds["stdin"]):
+            # What engines give a process that is to have no input. The guest has a null device of its own for it.
+            os.close(fds.pop("stdin"))
         if "stdin" in fds or self._keep_stdin:
             self._stdin = self._client.open_input()
             numbers["stdin"] = self._stdin.number
@@ -238,3 +242,9 @@ class ProcessIO:
             sinks.clear()
         self._outputs = {}
         self._pumps = []
+
+
+def _is_null(fd: int) -> bool:
+    """Whether ``fd`` is the null device."""
+    found = os.fstat(fd)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hako.sandbox.requests import OVERHEAD
+from hako.sandbox.requests import OVERHEAD, whole_mebibytes
 from hako.sandbox.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from hako.hypervisor.base import VmSpec
 
 
 def memory(spec: SandboxSpec, limits: Iterable[Mapping[str, Any]]) -> int:
@@ -26,6 +30,25 @@ def vcpus(spec: SandboxSpec, limits: Iterable[Mapping[str, Any]]) -> int:
         if quota > 0 and period > 0:
             total += quota / period
     return max(spec.vcpus, -int(-total // 1))
+
+
+def for_pod(spec: SandboxSpec, limit: int, cpus: float) -> SandboxSpec:
+    """``spec`` with room for a pod whose containers may use ``limit`` bytes and ``cpus`` processors, 0 for no limit.
+
+    Kubernetes lets limits exceed what a node has; the VM gets all of that then.
+    """
+    memory, processors = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), os.cpu_count() or 1
+    wanted = whole_mebibytes(min(limit + OVERHEAD, memory)) if limit else 0
+    return spec._replace(memory=max(spec.memory, wanted), vcpus=max(spec.vcpus, min(-int(-cpus // 1), processors)))
+
+
+def possible(vm: VmSpec, size: int, vcpus: int) -> tuple[int, int]:
+    """``size`` and ``vcpus``, or as much as the VM can have."""
+    from hako.hypervisor.base import MemoryDevice
+
+    device = vm.find(MemoryDevice)
+    most = vm.memory + (device.size if device is not None else 0)
+    return min(size, most), min(vcpus, max(vm.vcpus, vm.max_vcpus))
 
 
 def _number(resources: Mapping[str, Any], group: str, key: str) -> int:

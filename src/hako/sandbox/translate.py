@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from hako.errors import ConfigError
@@ -52,6 +52,7 @@ def translate(
     plan: Plan | None = None,
     root: str = "",
     sockets: HostSockets | None = None,
+    shared: Collection[str] = (),
 ) -> GuestSpec:
     """The guest's version of ``spec``, its host mounts added to ``tree``. Raises ConfigError, HostError.
 
@@ -60,7 +61,7 @@ def translate(
     it leaves out is the host's, and is refused; hooks for the host are left to the caller, who runs them.
     Disks that it needs are added to ``plan``, without which it can have none; guestdevices.renumber() is due when they
     are attached. ``root`` is where the guest has the root file system; empty: in the share. ``sockets`` takes the UNIX
-    sockets of the host that are among the mounts; without it they are refused.
+    sockets of the host that are among the mounts; without it they are refused. ``shared`` is as in Mounts.
     """
     _refuse_foreign(spec)
     guest = copy.deepcopy(spec)
@@ -75,7 +76,7 @@ def translate(
     if "process" in guest:
         guest["process"] = guestresources.process(guest["process"])
     rules = (linux.get("resources") or {}).get("devices") or []
-    mounts = Mounts(container_id, tree, plan, rules, sockets)
+    mounts = Mounts(container_id, tree, plan, rules, sockets, shared)
     guest["mounts"] = mounts.translate(guest.get("mounts", []))
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in guest["mounts"]):
         # The container's files, shared with the host, cannot hold the device nodes that every container has.

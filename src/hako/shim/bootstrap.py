@@ -41,6 +41,11 @@ class Input:
         """Where containerd wants the socket; empty for the usual place."""
         return self.params.socket_dir if self.params is not None else ""
 
+    @property
+    def events(self) -> str:
+        """Where containerd takes events, if it says so here."""
+        return self.params.containerd_ttrpc_address if self.params is not None else ""
+
     def config_file(self) -> str | None:
         """The configuration file that the options name. Raises ConfigError for options of another kind."""
         return config_file(self.options)

@@ -6,17 +6,36 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Self
 
 
 class Call:
     """One command line: what containerd says of the container, and whom to tell of events."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.namespace: str = options["namespace"]
-        self.id: str = options["id"]
-        self.address: str = options["address"]  #: containerd's socket, of which the shim's own is derived
-        self.publish_binary: str = options["publish-binary"]
-        self.bundle: str = os.path.abspath(options["bundle"] or os.curdir)
-        self.debug: bool = options["debug"]
-        self.events: str = os.environ.get("TTRPC_ADDRESS", "")  #: where containerd takes events
+    def __init__(
+        self, *, namespace: str, id: str, address: str, publish_binary: str, bundle: str, debug: bool, events: str
+    ) -> None:
+        self.namespace = namespace
+        self.id = id
+        self.address = address  #: containerd's socket, of which the shim's own is derived
+        self.publish_binary = publish_binary
+        self.bundle = bundle
+        self.debug = debug
+        self.events = events  #: where containerd takes events
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """What the command line's ``options``, and the environment, say."""
+        return cls(
+            namespace=options["namespace"],
+            id=options["id"],
+            address=options["address"],
+            publish_binary=options["publish-binary"],
+            bundle=os.path.abspath(options["bundle"] or os.curdir),
+            debug=options["debug"],
+            events=os.environ.get("TTRPC_ADDRESS", ""),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object for JSON, and as keyword arguments."""
+        return dict(vars(self))

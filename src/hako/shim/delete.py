@@ -6,7 +6,6 @@ containerd runs it when it has lost the connection, and it may do so twice, or w
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -32,12 +31,11 @@ _LOST = 137
 _DELETE_SECONDS = 5.0
 #: Seconds until a process that was killed is gone, and its guardian done.
 _GONE_SECONDS = 5.0
-_MAX_CONFIG = 16 << 20
 
 
 def main(call: Call) -> int:
     """Clean up, and print how the container has ended. Raises HakoError."""
-    pod = pods.sandbox_of(_annotations(call.bundle))
+    pod = pods.sandbox_of(places.annotations_of(call.bundle))
     if pod:
         _leave_pod(call, places.sandbox_id(call, pod))
     else:
@@ -48,17 +46,6 @@ def main(call: Call) -> int:
     sys.stdout.buffer.write(response.encode())
     sys.stdout.flush()
     return 0
-
-
-def _annotations(bundle: str) -> dict[str, str]:
-    """Those of the bundle's config.json; none if that is missing or damaged, for the rest has to go all the same."""
-    try:
-        with open(os.path.join(bundle, "config.json"), "rb") as file:
-            spec = json.loads(file.read(_MAX_CONFIG))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    found = spec.get("annotations") if isinstance(spec, dict) else None
-    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
 
 
 def _leave_pod(call: Call, sandbox: str) -> None:

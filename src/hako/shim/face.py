@@ -1,9 +1,11 @@
-"""What turns a sandbox process into a shim: made by ``start`` before the process is forked, at work after.
+"""What turns a sandbox process into a shim: described by ``start``, made and at work in the process.
 
-Imports next to nothing: ``start`` answers before the process has loaded what it needs.
+Imports next to nothing, for it is loaded before the process is forked.
 """
 
 from __future__ import annotations
+
+from hako.shim.call import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    from hako.sandbox.daemon import FaceMaker
     from hako.sandbox.engine import Engine
-    from hako.shim.call import Call
 
 
 class Face:
@@ -23,11 +25,6 @@ class Face:
         self.spec = spec
         self.listener = listener
         self.address = address
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """Descriptors that the process needs."""
-        return (self.listener.fileno(),)
 
     async def serve(self, engine: Engine, running: Coroutine[Any, Any, None]) -> None:
         """Serve containerd beside the engine, which ``running`` runs, and give back what the shim has."""
@@ -44,3 +41,27 @@ class Face:
             # containerd, which finds nobody at the socket, does not know more than that.
             logging.getLogger(__name__).exception("The shim of %s has failed", self.call.id)
             raise
+
+
+def serve(connection: int) -> None:
+    """Be the process that ``start`` has forked, until it is told what for; see hako.sandbox.early."""
+    from hako.sandbox import daemon
+
+    daemon.serve_prepared(connection, _load)
+
+
+def describe(call: Call, spec: dict[str, Any], address: str) -> dict[str, Any]:
+    """What the process is told of its face, besides the listening socket."""
+    return {"call": call.to_json(), "spec": spec, "address": address}
+
+
+def _load() -> FaceMaker:
+    """Load what a shim needs."""
+    import socket
+
+    from hako.shim import shim, shimlog  # noqa: F401
+
+    def make(told: dict[str, Any], fds: list[int]) -> Any:
+        return Face(Call(**told["call"]), told["spec"], socket.socket(fileno=fds[0]), told["address"]).serve
+
+    return make

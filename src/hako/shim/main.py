@@ -70,7 +70,7 @@ def _run(words: list[str]) -> int:
             "containerd runs this program as `containerd-shim-hako-v2 -namespace NS -id ID -address SOCKET start` or "
             "`… delete`; to run containers by hand use hako, or `ctr run --runtime io.containerd.hako.v2`."
         )
-    call = Call(options)
+    call = Call.from_options(options)
     _check_name("-namespace", call.namespace)
     _check_name("-id", call.id)
     if verbs == ["start"]:

@@ -11,6 +11,7 @@ import os
 import socket
 
 from hako.errors import HostError
+from hako.wire import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _PREFIX = "unix://"
 #: A UNIX socket's address is that long at most.
 _MAX_PATH = 106
 _BACKLOG = 128
-_ADDRESS_FILE = "address"
+_ADDRESS_FILE, _CONFIG_FILE = "address", "config.json"
+_MAX_CONFIG = 16 << 20
 
 
 def _digest(call: Call, container_id: str) -> str:
@@ -95,3 +97,19 @@ def read_address(bundle: str) -> str:
             return file.read(4096).strip()
     except (OSError, ValueError):
         return ""
+
+
+def has_config(bundle: str) -> bool:
+    """Whether there is a config.json in the bundle."""
+    return os.path.exists(os.path.join(bundle, _CONFIG_FILE))
+
+
+def annotations_of(bundle: str) -> dict[str, str]:
+    """Those of the bundle's config.json, unchecked; none where there is no such file, or no such thing in it."""
+    try:
+        with open(os.path.join(bundle, _CONFIG_FILE), "rb") as file:
+            spec = jsontext.loads(file.read(_MAX_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found = spec.get("annotations") if isinstance(spec, dict) else None
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}

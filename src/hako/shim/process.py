@@ -58,6 +58,11 @@ class Process:
             return TaskStatus.CREATED
         return TaskStatus.PAUSED if paused else TaskStatus.RUNNING
 
+    async def written(self) -> None:
+        """Wait until the guest has nothing more of what it wrote, however long nobody takes that."""
+        if self.stdio is not None:
+            await self.stdio.written()
+
     async def close(self) -> None:
         """Give back its streams."""
         stdio, self.stdio = self.stdio, None

@@ -18,7 +18,7 @@ from hako.config.load import apply_annotations
 from hako.errors import ConfigError, NotFoundError, StateError
 from hako.oci import namespaces
 from hako.runtime import hostcgroup
-from hako.sandbox import requests
+from hako.sandbox import sizes
 from hako.sandbox.container import LOST
 from hako.shim import metrics
 from hako.shim import sandbox_messages as messages
@@ -26,6 +26,7 @@ from hako.shim.cri_messages import LinuxContainerResources, LinuxPodSandboxConfi
 from hako.shim.holder import Holder
 from hako.shim.messages import Any as AnyMessage
 from hako.shim.messages import Empty, Timestamp
+from hako.shim.podfiles import PodFiles
 from hako.shim.ttrpc import Method, Services, to_the_end
 from hako.version import __version__
 
@@ -87,6 +88,7 @@ class Sandboxes:
         spec = _spec(self._shim.engine.spec, config, annotations)
         engine_config = apply_annotations(self._shim.engine.config, annotations)
         self._shim.begin_network(request.netns_path, wait=True)
+        self._shim.tasks.pod_files = await asyncio.to_thread(PodFiles, spec.id, config)
         cgroup = await asyncio.to_thread(_make_cgroup, request.sandbox_id, config, spec)
         self._config = config
         self._shim.begin(spec._replace(cgroup=cgroup), engine_config)
@@ -211,12 +213,9 @@ def _resources(config: PodSandboxConfig) -> LinuxContainerResources:
 
 def _spec(spec: SandboxSpec, config: PodSandboxConfig, annotations: dict[str, str]) -> SandboxSpec:
     limits = _resources(config)
-    memory, vcpus = spec.memory, spec.vcpus
-    if limits.memory_limit_in_bytes > 0:
-        memory = max(memory, requests.whole_mebibytes(limits.memory_limit_in_bytes + requests.OVERHEAD))
-    if limits.cpu_quota > 0:
-        vcpus = max(vcpus, -(-limits.cpu_quota // (limits.cpu_period or _DEFAULT_PERIOD)))
-    return spec._replace(memory=memory, vcpus=vcpus, annotations={**spec.annotations, **annotations})
+    cpus = max(limits.cpu_quota, 0) / (limits.cpu_period or _DEFAULT_PERIOD)
+    spec = sizes.for_pod(spec, max(limits.memory_limit_in_bytes, 0), cpus)
+    return spec._replace(annotations={**spec.annotations, **annotations})
 
 
 def _make_cgroup(sandbox_id: str, config: PodSandboxConfig, spec: SandboxSpec) -> dict[str, object]:

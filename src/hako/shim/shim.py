@@ -37,6 +37,8 @@ GUEST_SECONDS = 8.0
 _END_SECONDS = 4.0
 #: Seconds for events that containerd does not take, and for answers under way, at the very end.
 _DRAIN_SECONDS = 3.0
+#: Seconds that containerd has, after that, to take the last answer and to hang up.
+_LET_GO_SECONDS = 1.0
 
 
 class Nobody(Connection):
@@ -53,6 +55,7 @@ class Shim:
     def __init__(self, face: Face, engine: Engine) -> None:
         self.call = face.call
         self.engine = engine
+        engine.overcommits = True
         self._face = face
         self._nobody = Nobody()
         fallback = [self.call.publish_binary, "--address", self.call.address] if self.call.publish_binary else []
@@ -110,6 +113,7 @@ class Shim:
         self._sandboxes.close()
         await self.publisher.drain(_DRAIN_SECONDS)
         await server.drain(_DRAIN_SECONDS)
+        await server.let_go(_LET_GO_SECONDS)
         server.close()
         await self.publisher.close()
         places.forget(self._face.address)

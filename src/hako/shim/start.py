@@ -7,26 +7,19 @@ time until it says what is to run in it. The further containers of a pod get the
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 
-from hako import ids
-from hako.config.load import load
-from hako.errors import HakoError, StateError
-from hako.oci import namespaces, pods
-from hako.runtime import hostcgroup
-from hako.runtime.making import read_config
-from hako.sandbox import daemon, records, requests
-from hako.sandbox.spec import GIVEN_NETWORK, SandboxSpec
-from hako.sandbox.trace import of_process
-from hako.shim import bootstrap, places
-from hako.shim.face import Face
+from hako.oci import pods
+from hako.sandbox.early import Prepared
+from hako.shim import face, places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from hako.config.settings import Config
+    from hako.sandbox.spec import SandboxSpec
+    from hako.sandbox.trace import Trace
     from hako.shim.call import Call
 
 #: Labels by which a sandbox is told from others, in what hako itself shows.
@@ -36,38 +29,57 @@ CONTAINER_LABEL = "dev.hako.containerd.container"
 
 def main(call: Call) -> int:
     """Print the address of the container's shim. Raises HakoError."""
-    trace = of_process("shim")
-    given = bootstrap.read(call)
-    spec = _read_spec(call.bundle)
-    pod = pods.sandbox_of(spec.get("annotations") or {})
+    pod = pods.sandbox_of(places.annotations_of(call.bundle))
     if pod:
-        address = _join(call, pod, given.socket_dir)
+        answer = _join(call, pod)
     else:
-        address = places.address(call, call.id, given.socket_dir)
-        _start(call, spec, address, load(given.config_file()), trace)
-    sys.stdout.buffer.write(given.answer(address))
+        # Whatever the process is to be, it loads its modules while this one loads what is left, and finds that out.
+        prepared = Prepared(face.serve)
+        try:
+            answer = _start(call, prepared)
+        finally:
+            prepared.close()
+    sys.stdout.buffer.write(answer)
     sys.stdout.flush()
     return 0
 
 
-def _read_spec(bundle: str) -> dict[str, Any]:
-    """The checked config.json; empty when there is none, which is so for a pod by the Sandbox API."""
-    if not os.path.exists(os.path.join(bundle, "config.json")):
-        return {}
-    return read_config(bundle)[1]
+def _join(call: Call, pod: str) -> bytes:
+    from hako.errors import StateError
+    from hako.shim import bootstrap
 
-
-def _join(call: Call, pod: str, socket_dir: str) -> str:
-    address = places.address(call, pod, socket_dir)
+    given = bootstrap.read(call)
+    address = places.address(call, pod, given.socket_dir)
     if not places.answers(address):
         raise StateError(f"The pod {pod}, which the container {call.id} is to join, is not running.")
     places.write_address(call.bundle, address)
-    return address
+    return given.answer(address)
 
 
-def _start(call: Call, spec: dict[str, Any], address: str, config: Config, trace: Any) -> None:
+def _start(call: Call, prepared: Prepared) -> bytes:
+    from hako.config.load import load
+    from hako.oci import namespaces
+    from hako.runtime.making import read_config
+    from hako.sandbox.trace import of_process
+    from hako.shim import bootstrap
+
+    trace = of_process("shim")
+    given = bootstrap.read(call)
+    call.events = call.events or given.events
+    # By the Sandbox API a pod has no config.json.
+    spec = read_config(call.bundle)[1] if places.has_config(call.bundle) else {}
     if spec:
         namespaces.refuse_hosts(spec)
+    address = places.address(call, call.id, given.socket_dir)
+    _make(call, spec, address, load(given.config_file()), prepared, trace)
+    return given.answer(address)
+
+
+def _make(call: Call, spec: dict[str, Any], address: str, config: Config, prepared: Prepared, trace: Trace) -> None:
+    """Make socket and cgroup, and have the process that was prepared be the shim."""
+    from hako.runtime import hostcgroup
+    from hako.sandbox import daemon, records
+
     sandbox = _describe(call, spec, config)
     if not records.is_alive(sandbox.id):
         records.reap(sandbox.id)
@@ -88,12 +100,16 @@ def _start(call: Call, spec: dict[str, Any], address: str, config: Config, trace
             giving_up.callback(_remove_cgroup, cgroup.to_json())
             sandbox = sandbox._replace(cgroup=cgroup.to_json())
         places.write_address(call.bundle, address)
-        face = Face(call, spec, listener, address)
-        daemon.fork_with_face(sandbox, config, face.serve, face.fds, trace)
+        told = face.describe(call, spec, address)
+        daemon.hand_over(prepared, sandbox, config, told, (listener.fileno(),), trace)
         giving_up.pop_all()
 
 
 def _describe(call: Call, spec: dict[str, Any], config: Config) -> SandboxSpec:
+    from hako import ids
+    from hako.sandbox import requests, sizes
+    from hako.sandbox.spec import GIVEN_NETWORK
+
     annotations = dict(spec.get("annotations") or {})
     sandbox = requests.sandbox_spec(
         config,
@@ -104,10 +120,7 @@ def _describe(call: Call, spec: dict[str, Any], config: Config) -> SandboxSpec:
         annotations=annotations,
         labels={NAMESPACE_LABEL: call.namespace, CONTAINER_LABEL: call.id},
     )
-    memory, cpus = pods.size(annotations)
-    if memory:
-        sandbox = sandbox._replace(memory=max(sandbox.memory, requests.whole_mebibytes(memory + requests.OVERHEAD)))
-    return sandbox._replace(vcpus=max(sandbox.vcpus, -int(-cpus // 1)))
+    return sizes.for_pod(sandbox, *pods.size(annotations))
 
 
 def _is_systemds(spec: dict[str, Any]) -> bool:
@@ -116,5 +129,8 @@ def _is_systemds(spec: dict[str, Any]) -> bool:
 
 
 def _remove_cgroup(record: dict[str, Any]) -> None:
+    from hako.errors import HakoError
+    from hako.runtime import hostcgroup
+
     with contextlib.suppress(HakoError):  # what went wrong before is what the user has to know
         hostcgroup.delete(record)

@@ -124,6 +124,13 @@ class Stdio:
         if helper is not None:
             await helper.close()
 
+    async def written(self) -> None:
+        """Wait until the engine has closed its ends, or close() is called: all output has found its place."""
+        pause = _FIRST_PAUSE
+        while not all(map(_is_unwritten, [*self._readers, *(self._helper.readers if self._helper else [])])):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
     def add_stdin(self, path: str, mounts: int | None) -> None:
         """Read the input from the fifo ``path``. Raises ConfigError, HostError."""
         fd = _open("stdin", path, os.O_RDONLY, mounts)

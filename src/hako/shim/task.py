@@ -31,6 +31,8 @@ _END_SECONDS = 4.0
 #: Signals that no process can hold back.
 _FATAL = (signal.SIGKILL,)
 _OCI_VERSION = "1.0.2"
+#: Where the containers of a pod share memory. With a container that stands for the pod, containerd sees to that.
+_SHM = "/dev/shm"
 
 
 class Task:
@@ -54,6 +56,11 @@ class Task:
     def owns_vm(self) -> bool:
         """Whether the VM was made for this container, and ends with it."""
         return self.id == self._shim.call.id
+
+    @property
+    def _is_pod(self) -> bool:
+        """Whether it stands for a pod, whose other containers may outlive it."""
+        return pods.is_sandbox(self._spec.get("annotations") or {})
 
     def process(self, exec_id: str) -> Process:
         """The process ``exec_id``, the first one for an empty name. Raises NotFoundError."""
@@ -108,6 +115,8 @@ class Task:
         size = self.init.size or console.wanted_size(process)
         params = requests.create(self.guest_id, self._spec, lower=None, stdio=(), start=False, size=size)
         params |= {"strict": True, "joined": joined, "rootfs": rootfs, "lingers": True}
+        if self._shim.tasks.pod_files is not None:
+            params["shared"] = [_SHM]
         if self.owns_vm:
             params["cgroup"] = self._shim.engine.spec.cgroup
         with command.faults_in_engines_words(process["args"][0]):
@@ -207,6 +216,14 @@ class Task:
             await process.announced.wait()
         if process.oom and not process.exec_id:
             self._shim.publisher.publish(events.TaskOOM(container_id=self.id))
+        self._tell_exit(process)
+        if self.owns_vm and not process.exec_id and not self._is_pod:
+            # containerd is about to delete it, and what ends with it takes a while.
+            for ended in (self.init, *self.execs.values()):
+                await ended.written()
+            await self._shim.end_sandbox()
+
+    def _tell_exit(self, process: Process) -> None:
         self._shim.publisher.publish(
             events.TaskExit(
                 container_id=self.id,
@@ -289,7 +306,7 @@ class Task:
         """Change its limits."""
         # A guest may need some time to get more memory, or to give it up.
         await self._shim.ask("Update", {"container": self.guest_id, "resources": resources}, seconds=60)
-        if self.owns_vm and not pods.is_sandbox(self._spec.get("annotations") or {}):
+        if self.owns_vm and not self._is_pod:
             await asyncio.to_thread(hostcgroup.update, self._shim.engine.spec.cgroup, resources)
 
     async def stats(self) -> dict[str, Any]:
@@ -298,6 +315,9 @@ class Task:
 
     async def pids(self) -> list[int]:
         """Its processes: the first one's pid is the holder's, as elsewhere; the others' are the guest's."""
+        if self.init.ended.is_set():
+            # containerd 2, when it is started, removes a task that has none, and nobody would learn its exit code.
+            return [self.init.pid]
         found = await self._shim.ask("Ps", {"container": self.guest_id})
         return [self.init.pid if pid == self.guest_pid else pid for pid in _pids(found)]
 
@@ -314,9 +334,7 @@ class Task:
         """Remove a container that does not run, and the VM if it was made for it. Raises HakoError."""
         if self.init.started and not self.init.ended.is_set():
             raise StateError(f"cannot delete a running process: the container {self.id} has not ended")
-        # What they wrote last, and nobody has read yet, is given some time, and needs the guest.
-        ended = [process for process in (self.init, *self.execs.values()) if process.ended.is_set()]
-        await asyncio.gather(*(process.close() for process in ended))
+        await self._close_ended()
         if self.owns_vm:
             await self._shim.end_sandbox()
         else:
@@ -326,6 +344,11 @@ class Task:
         await self.close()
         with _logged(f"poststop of {self.id}"):
             await self._run_hooks("poststop", (self._spec.get("hooks") or {}).get("poststop"), "stopped")
+
+    async def _close_ended(self) -> None:
+        """What its processes wrote last, and nobody has read yet, is given some time, and needs the guest."""
+        ended = [process for process in (self.init, *self.execs.values()) if process.ended.is_set()]
+        await asyncio.gather(*(process.close() for process in ended))
 
     async def _remove_from_guest(self) -> None:
         try:

@@ -23,6 +23,7 @@ from hako.version import __version__
 from hako.wire import jsontext
 
 if TYPE_CHECKING:
+    from hako.shim.podfiles import PodFiles
     from hako.shim.shim import Shim
 
 #: What is done to the end, whether or not containerd is there to hear of it: it may be killed, and come back.
@@ -39,6 +40,8 @@ class Tasks:
         self._making: set[str] = set()
         #: Namespaces of what stands for the pod itself, where no container does: host path to guest path.
         self.pod_namespaces: dict[str, str] = {}
+        #: What the shim makes for a pod's containers, where containerd does not.
+        self.pod_files: PodFiles | None = None
 
     def services(self) -> Services:
         """What a ttrpc server needs to know."""
@@ -113,6 +116,8 @@ class Tasks:
         streams = (request.stdin, request.stdout, request.stderr)
         # containerd's word counts: it is what it has made streams for.
         spec["process"]["terminal"] = request.terminal
+        if self.pod_files is not None:
+            spec["mounts"] = [*(spec.get("mounts") or []), *self.pod_files.mounts(spec)]
         task = Task(
             self._shim, request.id, bundle, spec, Process("", spec["process"], streams, terminal=request.terminal)
         )
@@ -266,8 +271,8 @@ class Tasks:
         )
 
     async def shutdown(self, _request: messages.ShutdownRequest) -> Empty:
-        """End the shim, unless it has containers."""
-        if not (self.all or self._making):
+        """End the shim, unless it has containers, or a pod that containerd ends by the Sandbox service."""
+        if not (self.all or self._making or self.pod_files is not None):
             self._shim.leave()
         return Empty()
 

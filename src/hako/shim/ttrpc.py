@@ -182,6 +182,17 @@ class Server(FrameServer[_Connection]):
             listener, _NAME, lambda sock, on_closed: _Connection(sock, self._services, on_closed), check_group=True
         )
 
+    async def let_go(self, timeout: float) -> None:
+        """Wait until all clients have gone, at most ``timeout`` seconds.
+
+        Go's client may take the end of a connection for the answer to a call, although that has come before.
+        """
+        leaving = [asyncio.create_task(connection.closed.wait()) for connection in self._connections]
+        if leaving:
+            _, staying = await asyncio.wait(leaving, timeout=timeout)
+            for task in staying:
+                task.cancel()
+
     def add(self, services: Services) -> None:
         """Serve more methods; clients that are there already can call them too."""
         for service, methods in services.items():

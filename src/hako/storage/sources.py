@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hako.errors import ConfigError
@@ -130,12 +131,25 @@ def _number(device: int, request: int) -> int:
     return int.from_bytes(fcntl.ioctl(device, request, bytes(4)), sys.byteorder)
 
 
+def has_mounts_below(path: str) -> bool:
+    """Whether anything is mounted below the directory ``path``, as the calling thread sees it."""
+    prefix = path.rstrip("/") + "/"
+    # How the kernel writes what would end a field.
+    prefix = prefix.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
+    return any(left.split(" ")[4].startswith(prefix) for left, _ in _mounts())
+
+
 def _filesystem(device: int) -> str:
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue; see proc(5)
+    return next((right.split(" ")[0] for left, right in _mounts() if left.split(" ")[2] == wanted), "")
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """The lines of proc(5)'s mountinfo, left and right of the dash.
+
+    36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+    """
     with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             left, _, right = line.partition(" - ")
-            if left.split(" ")[2] == wanted:
-                return right.split(" ")[0]
-    return ""
+            yield left, right

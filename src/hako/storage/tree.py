@@ -29,7 +29,7 @@ from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
 from hako.storage import mountlist
 from hako.storage.mountlist import Mount
-from hako.storage.sources import OpenDisk, Source, look, open_device, open_disk
+from hako.storage.sources import OpenDisk, Source, has_mounts_below, look, open_device, open_disk
 from hako.threads import in_thread_of_its_own
 
 T = TypeVar("T")
@@ -80,8 +80,9 @@ _MODULES = ".modules"
 class _Volume(NamedTuple):
     """One mount of a directory or file of the host, for as long as any container uses it."""
 
-    #: the source by name and by number, whether it is read-only, and whether with what is mounted below it
-    key: tuple[str, int, int, bool, bool]
+    #: the source by name and by number, whether it is read-only, whether with what is mounted below it, and whether
+    #: that is read-only too
+    key: tuple[str, int, int, bool, bool, bool]
     relative: str  #: its place below the share
     users: set[str]
 
@@ -180,10 +181,12 @@ class SharedTree:
             raise ConfigError(f"The root file system {path} is not a directory.")
         self._bind(path, self._make_point(os.path.join(container_id, "rootfs")))
 
-    def add_volume(self, container_id: str, source: str, *, readonly: bool, recursive: bool = True) -> str:
+    def add_volume(
+        self, container_id: str, source: str, *, readonly: bool, recursive: bool = True, deep: bool = False
+    ) -> str:
         """Bind the host's file or directory ``source``; return its path below the share. Raises ConfigError, HostError.
 
-        ``recursive``: with what is mounted below it, which is read-only where ``source`` is.
+        ``recursive``: with what is mounted below it, which with ``deep`` is ``readonly`` too.
         """
         if not os.path.isabs(source):
             raise ConfigError(f"Cannot mount {source!r} into the container: its path is not absolute.")
@@ -194,7 +197,7 @@ class SharedTree:
             raise ConfigError(f"Cannot mount {source} into the container: {error.strerror}.") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise ConfigError(f"Cannot mount {source} into the container: it is neither a directory nor a file.")
-        key = (real, status.st_dev, status.st_ino, readonly, recursive)
+        key = (real, status.st_dev, status.st_ino, readonly, recursive, deep)
         volume = next((volume for volume in self._volumes if volume.key == key), None)
         if volume is None:
             volume = _Volume(key, os.path.join(_VOLUMES, str(self._next)), set())
@@ -204,22 +207,29 @@ class SharedTree:
         volume.users.add(container_id)
         return volume.relative
 
+    def has_mounts_below(self, source: str) -> bool:
+        """Whether anything is mounted below the directory ``source``."""
+        return self._at_origin(lambda: has_mounts_below(os.path.realpath(source)))
+
     def _mount_volume(self, volume: _Volume, source: str, *, directory: bool) -> None:
-        *_, readonly, recursive = volume.key
+        *_, readonly, recursive, deep = volume.key
         try:
-            self._show(source, volume.relative, directory=directory, readonly=readonly, recursive=recursive)
+            self._show(source, volume.relative, directory=directory, readonly=readonly, recursive=recursive, deep=deep)
         except BaseException:
             self._remove_volume(volume)
             raise
 
-    def _show(self, source: str, relative: str, *, directory: bool, readonly: bool, recursive: bool) -> None:
+    def _show(
+        self, source: str, relative: str, *, directory: bool, readonly: bool, recursive: bool, deep: bool = True
+    ) -> None:
+        """Bind ``source`` at ``relative``; ``deep``: what is mounted below it is read-only where it is."""
         target = self._make_point(relative, directory=directory)
         # Made ready aside: nobody sees a read-only volume writable, and what a mount may is not passed on later.
         aside = os.path.join(self._points, relative)
         try:
             self._bind(source, aside, recursive=recursive)
             if readonly:
-                _make_readonly(aside)
+                _make_readonly(aside, recursive=deep)
             _mount(aside, target, "", syscalls.MS_MOVE)
         except BaseException:
             _unmount(aside)
@@ -302,10 +312,10 @@ def _mount(source: str, target: str, fstype: str, flags: int, data: str = "") ->
         raise HostError(f"Cannot mount {source or target} for the container: {error.strerror}.") from error
 
 
-def _make_readonly(target: str) -> None:
-    """Make what is mounted at ``target``, and below it, read-only."""
+def _make_readonly(target: str, *, recursive: bool = True) -> None:
+    """Make what is mounted at ``target``, ``recursive``: and below it, read-only."""
     try:
-        syscalls.make_readonly(target)
+        syscalls.make_readonly(target, recursive=recursive)
     except OSError as error:
         raise HostError(f"Cannot make the mount {target} read-only: {error.strerror}.") from error
 

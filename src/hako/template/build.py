@@ -80,8 +80,9 @@ async def _make(recipe: Recipe, spec: VmSpec, backends: Backends) -> None:
             ) from None
         if spec.find(Balloon) is not None:
             await _trim(vm, agent, spec.memory)
-        # Its answer shows that the guest is at rest.
         await agent.call("Settle", {})
+        # The guest reports free pages two seconds after it got them. Were it frozen before, each clone would do that.
+        await asyncio.sleep(_REPORTING)
         await vm.freeze()
     except HypervisorError as error:
         if vm.pid is None and (await vm.wait()).killed:
@@ -118,5 +119,3 @@ async def _trim(vm: QemuVm, agent: AgentClient, size: int) -> None:
         if loop.time() > deadline:
             raise HypervisorError("The guest of a template does not take its memory back from the balloon.")
         await asyncio.sleep(_POLL)
-    # The guest reports free pages two seconds after it got them. Were it frozen before, each clone would do that.
-    await asyncio.sleep(_REPORTING)

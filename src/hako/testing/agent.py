@@ -77,7 +77,7 @@ def fake_crun(directory: str) -> str:
 
 def main() -> None:
     """What hako.agent.main does in a VM, less what concerns the VM. Directory and port are arguments."""
-    from hako.agent import cgroups, containers, crun, network, sockets, system
+    from hako.agent import cgroups, containers, crun, devices, network, sockets, system
     from hako.agent.channel import Channel
     from hako.agent.loop import Loop
     from hako.agent.service import Service
@@ -97,8 +97,13 @@ def main() -> None:
     cgroups.kill = _kill_members
     system.unmount_shares = lambda: None
     # The interfaces here are the host's.
-    network.missing = lambda wanted: ""  # noqa: ARG005
-    network.apply = lambda wanted: []  # noqa: ARG005
+    network.cards = list
+    network.missing = lambda wanted, links: ""  # noqa: ARG005
+    network.apply = lambda wanted, links, *, describe=True: []  # noqa: ARG005
+    # So are memory and devices.
+    system.reserve_memory = lambda *, little: None  # noqa: ARG005
+    system.drop_caches = system.ignore_pci_hotplug = lambda: None
+    devices.guard = lambda key: True  # noqa: ARG005
     loop = Loop()
     loop.start()
     service = Service(loop)

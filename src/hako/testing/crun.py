@@ -8,6 +8,7 @@ it does: ``fail`` names a verb that fails, ``hold`` one that waits for the file 
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+_PR_SET_PDEATHSIG = 1
 _VALUES = (
     "--root",
     "--cgroup-manager",
@@ -175,4 +177,6 @@ def _write(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    # One that waits for a config.json which never comes ends with the agent, as it does with a VM.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     Command(sys.argv[1:]).run()

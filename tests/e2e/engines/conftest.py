@@ -14,7 +14,8 @@ from conftest import CLONE, Roots
 from hako.ociimage.index import Image
 from hako.template import keeper
 from support import leaks
-from support.engines import Box, Docker, Engine, Podman, write_launcher
+from support.engines import Box, Docker, Engine, Podman
+from support.machine import write_launcher
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import pytest
 
 from conftest import Roots
 from support import leaks
-from support.engines import IMAGE, Box, until
+from support.engines import IMAGE, Box
+from support.machine import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import IMAGE, Box, differs, until
+from support.engines import IMAGE, Box, differs
+from support.machine import until
 from support.terminals import OnTerminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support.engines import IMAGE, Box, differs, until
+from support.engines import IMAGE, Box, differs
+from support.machine import until
 
 pytestmark = [
     pytest.mark.e2e,

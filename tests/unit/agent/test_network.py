@@ -111,4 +111,6 @@ def test_any_value_is_accepted_or_named(key: str, value: object) -> None:
 
 
 def test_a_device_that_is_not_there_is_missing() -> None:
-    assert network.missing(network.parse([{**GOOD, "mac": "02:ff:ff:ff:ff:fe"}])) == "02:ff:ff:ff:ff:fe"
+    assert (
+        network.missing(network.parse([{**GOOD, "mac": "02:ff:ff:ff:ff:fe"}]), network.cards()) == "02:ff:ff:ff:ff:fe"
+    )

@@ -96,11 +96,12 @@ def test_a_piece_that_fails_is_reported_and_the_others_go_on(fake: pathlib.Path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hako needs root")
-def test_without_hako_runtime_engines_are_not_measured(fake: pathlib.Path) -> None:
-    with bench(fake, "--runs", "1", "--only", "docker,podman,tcp,runtime,state") as running:
+def test_without_its_programs_engines_are_not_measured(fake: pathlib.Path) -> None:
+    with bench(fake, "--runs", "1", "--only", "docker,podman,tcp,runtime,ctr,pods,state") as running:
         output, _ = running.communicate(timeout=60)
     assert running.returncode == 1
     assert output.count("FAILED: There is no hako-runtime beside hako; `make install` installs both.") == 4
+    assert output.count("FAILED: There is no containerd-shim-hako-v2 beside hako; `make install` installs both.") == 2
     assert "print the version" in output
 
 
@@ -149,7 +150,10 @@ def test_pieces_are_chosen_by_name_in_their_own_order() -> None:
 def test_options_change_the_plan() -> None:
     asked = cli.parser().parse_args(["--quick", "--runs", "1", "--pods", "5,1", "--starts", "10,7"])
     chosen = cli.plan(asked)
-    assert (chosen.runs, chosen.engine_runs, chosen.calls, chosen.io_runs) == (1, 1, 2, 1)
+    assert (chosen.runs, chosen.engine_runs, chosen.pod_runs, chosen.calls, chosen.io_runs) == (1, 1, 1, 2, 1)
+    assert chosen.pods_at_once == 0
+    assert cli.plan(cli.parser().parse_args(["--quick", "--pods-at-once", "7"])).pods_at_once == 7
+    assert cli.plan(cli.parser().parse_args(["--pods-at-once", "0"])).pods_at_once == 0
     assert chosen.pods == (1, 5)
     assert chosen.at_once == ((7, 1), (10, 1))
     assert chosen.budget == context.QUICK.budget

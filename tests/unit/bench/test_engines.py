@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from bench import engines
 from bench.model import BenchError
 from hako.ociimage.index import Image
+from support.benchmark import left_of, programs, runc
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="engines need root")
 
@@ -30,19 +30,6 @@ engine.start("runc", ["sleep", "100000"])
 print(engine.base, flush=True)
 time.sleep(100000)
 """
-
-
-def runc() -> str:
-    found = shutil.which("runc")
-    assert found
-    return found
-
-
-def left_of(base: str) -> list[str]:
-    """What there is of an engine that had the directory ``base``."""
-    cgroups = glob.glob(f"/sys/fs/cgroup/**/{os.path.basename(base)}/", recursive=True)
-    found = [*cgroups, *(str(pid) for pid in engines.members(base))]
-    return [*found, base] if os.path.exists(base) else found
 
 
 @pytest.mark.parametrize("kind", engines.ENGINES)
@@ -78,14 +65,6 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(busybox_image: Image)
         running.send_signal(signal.SIGKILL)
     engines.sweep()
     assert left_of(base) == []
-
-
-def programs(directory: pathlib.Path, **scripts: str) -> str:
-    """A search path that finds these scripts before Debian's programs."""
-    for name, script in scripts.items():
-        (directory / name).write_text(f"#!/bin/sh\n{script}\n")
-        (directory / name).chmod(0o755)
-    return f"{directory}:{engines.PATH}"
 
 
 def test_a_dockerd_that_does_not_start_says_why(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

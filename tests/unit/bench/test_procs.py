@@ -35,6 +35,7 @@ def test_what_has_ended_is_nobody() -> None:
     ended.wait()
     assert procs.descendants([ended.pid]) == set()
     assert procs.pss(ended.pid) == 0
+    assert procs.resident(ended.pid) == 0
     assert procs.cpu_ns(ended.pid) == {}
     assert procs.name(ended.pid) == ""
     assert procs.mapped(ended.pid, {1}) == 0
@@ -46,6 +47,7 @@ def test_memory_grows_by_what_is_touched() -> None:
     with mmap.mmap(-1, 32 << 20) as area:
         area.write(b"x" * (32 << 20))
         assert procs.pss(os.getpid()) - before > 30 << 20
+        assert procs.resident(os.getpid()) > 30 << 20
 
 
 def test_files_in_memory_are_found_and_what_is_mapped_of_them() -> None:

@@ -94,6 +94,15 @@ def test_json_has_all_values_and_what_follows_from_them(results: Results) -> Non
     assert found["pieces"][4]["error"] == "It did not work."
 
 
+def test_the_phases_of_pods_have_a_plot_of_their_own(results: Results) -> None:
+    pods = PieceResult("pods")
+    pods.phases = [Phase("RunPodSandbox", "call", 0.0, 700.0)]
+    results.pieces.append(pods)
+    drawn = charts.charts(results)
+    assert "RunPodSandbox" in drawn["pod.svg"]
+    assert "RunPodSandbox" not in drawn["phases.svg"]
+
+
 def test_plots_are_well_formed_self_contained_and_stay_inside(results: Results) -> None:
     drawn = charts.charts(results)
     assert set(drawn) == {"starts.svg", "transfer.svg", "ratios.svg", "phases.svg"}

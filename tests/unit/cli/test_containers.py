@@ -136,7 +136,7 @@ def test_inspect_is_one_array(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rm_takes_several_and_goes_on_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rm", "nobody", "web", "pod"]) == 125
+    assert main(["rm", "nobody", "web", "pod/app"]) == 125
     out, err = capsys.readouterr()
     assert out.split() == ["web"]
     assert len(err.splitlines()) == 2
@@ -180,3 +180,10 @@ def test_tables_cannot_be_forged_by_what_they_show() -> None:
 def test_timestamps() -> None:
     assert tables.timestamp(1_769_860_800_000_000_005) == "2026-01-31T12:00:00.000000005Z"
     assert tables.timestamp(0) == ""
+
+
+def test_a_stopped_sandbox_is_removed_with_all_its_containers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rm", "pod/app"]) == 125
+    assert f"remove the whole with hako rm {MANY}." in capsys.readouterr().err
+    assert main(["rm", MANY, "void"]) == 0
+    assert {state["spec"]["id"] for state in records.list_states()} == {ONE, TWO}

@@ -165,7 +165,7 @@ def test_tmpfs_options(text: str, expected: list[str]) -> None:
 
 def test_bind_mounts() -> None:
     mount = spec.mounts(RunOptions(mounts=[("/h", "/c/", True)]))[-1]
-    assert mount == {"destination": "/c", "type": "bind", "source": "/h", "options": ["rbind", "rprivate", "ro"]}
+    assert mount == {"destination": "/c", "type": "bind", "source": "/h", "options": ["rbind", "rprivate", "rro"]}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,24 @@ def test_only_what_somebody_wants_is_transported(tmp_path: Path) -> None:
         assert set(io.open_streams({})) == {"stdin", "stdout"}
         await io.close()
         assert client._streams == {}
+
+    with_agent(str(tmp_path), body)
+
+
+@pytest.mark.parametrize("keep_stdin", [False, True])
+def test_the_null_device_is_the_guests_own(tmp_path: Path, keep_stdin: bool) -> None:
+    async def body(client: AgentClient, _agent: LocalAgent) -> None:
+        read, write = os.pipe()
+        null = os.open("/dev/null", os.O_RDONLY)
+        script = "stat -Lc %F /dev/stdin; cat"
+        started = await start(client, script, {"stdin": null, "stdout": write}, keep_stdin=keep_stdin)
+        # Without a keeper the input is at its end.
+        if not keep_stdin:
+            assert await started.wait() == 0
+        else:
+            await until(lambda: select.select([read], [], [], 0)[0])
+        await started.io.close()
+        assert read_now(read) == (b"fifo\n" if keep_stdin else b"character special file\n")
 
     with_agent(str(tmp_path), body)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
+from hako.hypervisor.base import MemoryDevice, VmSpec
 from hako.sandbox import sizes
 from hako.sandbox.requests import OVERHEAD
 from hako.sandbox.spec import SandboxSpec
@@ -54,3 +56,23 @@ def test_memory(limits: list[dict[str, Any]], expected: int) -> None:
 )
 def test_vcpus(limits: list[dict[str, Any]], expected: int) -> None:
     assert sizes.vcpus(_SPEC, limits) == expected
+
+
+def test_a_pod_has_room_for_its_limits() -> None:
+    assert sizes.for_pod(_SPEC, 0, 0) == _SPEC
+    assert sizes.for_pod(_SPEC, 100 * _M, 0.5) == _SPEC
+    assert sizes.for_pod(_SPEC, 700 * _M, 0).memory == 700 * _M + OVERHEAD
+
+
+def test_limits_of_a_pod_may_exceed_what_the_host_has() -> None:
+    processors, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = sizes.for_pod(_SPEC, 1 << 50, 1000.5)
+    assert found.vcpus == max(processors, 2)
+    assert memory - _M < found.memory < memory + 128 * _M
+
+
+def test_no_more_than_a_vm_can_have() -> None:
+    vm = VmSpec("vm1", "/k", "/i", "", 512 * _M, 1, max_vcpus=4, devices=(MemoryDevice(1024 * _M),))
+    assert sizes.possible(vm, 600 * _M, 3) == (600 * _M, 3)
+    assert sizes.possible(vm, 1 << 50, 9) == (1536 * _M, 4)
+    assert sizes.possible(vm._replace(max_vcpus=0, devices=()), 1 << 50, 9) == (512 * _M, 1)

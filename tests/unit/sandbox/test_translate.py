@@ -89,6 +89,13 @@ def test_the_last_word_on_writing_counts(options: list[str], readonly: bool) -> 
     assert guest["mounts"][1]["options"] == ["rbind", *options]
 
 
+def test_a_guest_leaves_it_to_the_host_to_have_a_part_readonly() -> None:
+    (guest, _), _ = to_guest(bind("/srv/tree", "/d", "rbind", "ro", "nodev"))
+    assert guest["mounts"][1]["options"] == ["rbind", "nodev"]
+    (guest, _), _ = to_guest(bind("/srv/tree", "/d", "rbind", "rro"))
+    assert guest["mounts"][1]["options"] == ["rbind", "rro"]
+
+
 def test_a_relative_destination_is_below_the_root() -> None:
     (guest, _), _ = to_guest(bind("/srv/data", "data"))
     assert guest["mounts"][1]["destination"] == "/data"

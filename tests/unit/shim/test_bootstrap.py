@@ -18,15 +18,7 @@ _ADDRESS = "unix:///run/containerd/s/abc"
 
 
 def call(container_id: str = "c1", namespace: str = "k8s.io") -> Call:
-    options = {
-        "namespace": namespace,
-        "id": container_id,
-        "address": "",
-        "publish-binary": "",
-        "bundle": "",
-        "debug": 0,
-    }
-    return Call(options)
+    return Call(namespace=namespace, id=container_id, address="", publish_binary="", bundle="/", debug=False, events="")
 
 
 def read(data: bytes) -> bootstrap.Input:

@@ -15,8 +15,7 @@ from hako.shim.call import Call
 
 
 def call(address: str = "/run/containerd/containerd.sock", namespace: str = "default") -> Call:
-    options = {"namespace": namespace, "id": "c1", "address": address, "publish-binary": "", "bundle": "", "debug": 0}
-    return Call(options)
+    return Call(namespace=namespace, id="c1", address=address, publish_binary="", bundle="/", debug=False, events="")
 
 
 def test_names_follow_from_engine_namespace_and_container() -> None:

@@ -222,6 +222,25 @@ def test_whose_the_vm_is_ends_with_it(bundle: str) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("kind", ["", "sandbox"])
+def test_a_vm_ends_with_the_only_container_before_that_is_deleted(kind: str, bundle: str) -> None:
+    """A pod's does not: its other containers may outlive what stands for it."""
+
+    async def scenario(shim: Played) -> None:
+        path = pathlib.Path(bundle, "config.json")
+        annotations = {"io.kubernetes.cri.container-type": kind} if kind else {}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": annotations}))
+        await created(shim, bundle)
+        await shim.tasks.start(target(messages.StartRequest))
+        shim.end("c1").set_result(ended(4))
+        await until(lambda: "TaskExit" in shim.names())
+        await asyncio.sleep(0.1)
+        assert shim.vm_ended is not bool(kind)
+        assert (await shim.tasks.delete(target(messages.DeleteRequest))).exit_status == 4
+
+    play(scenario, "c1")
+
+
 def test_a_vm_that_is_lost_ends_each_process_once(bundle: str) -> None:
     async def scenario(shim: Played) -> None:
         await created(shim, bundle)

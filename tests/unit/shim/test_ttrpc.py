@@ -310,6 +310,21 @@ def test_draining_waits_for_calls_under_way(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_clients_are_given_time_to_go(tmp_path: Path) -> None:
+    async def body(place: Place) -> None:
+        await asyncio.wait_for(place.server.let_go(20), 5)
+        with place.connect() as sock:
+            sock.sendall(request(1))
+            assert await answers(sock, 1) == [(1, 0, "a")]
+            await place.server.let_go(0.01)  # nobody waits for one who stays for good
+            letting_go = asyncio.create_task(place.server.let_go(20))
+            await asyncio.sleep(0.02)
+            assert not letting_go.done()
+        await asyncio.wait_for(letting_go, 5)
+
+    run(tmp_path, body)
+
+
 def test_there_is_a_limit_of_calls_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "MAX_CALLS", 3)
 

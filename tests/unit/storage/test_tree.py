@@ -191,15 +191,33 @@ def test_readonly_volumes_are_so_on_the_host_and_below(tmp_path: Path, data: Pat
     def body() -> None:
         syscalls.mount(str(lower), str(data / "deep"), flags=syscalls.MS_BIND)
         tree = SharedTree(str(tmp_path / "shared"))
-        volume = tmp_path / "shared" / tree.add_volume("c", str(data), readonly=True)
+        volume = tmp_path / "shared" / tree.add_volume("c", str(data), readonly=True, deep=True)
         for path in (volume / "x", volume / "deep" / "x"):
             with pytest.raises(OSError, match="Read-only file system"):
                 path.write_bytes(b"no")
+        assert tree.has_mounts_below(str(data))
+        assert not tree.has_mounts_below(str(data / "deep"))
         (data / "y").write_bytes(b"the host itself may write")
         tree.close()
 
     in_namespace(body)
     assert files(lower) == {"etc/name": b"image"}
+
+
+def test_only_what_was_asked_for_is_readonly(tmp_path: Path, data: Path, lower: Path) -> None:
+    """As with runc, whose option ``ro`` is for the mount itself."""
+
+    def body() -> None:
+        syscalls.mount(str(lower), str(data / "deep"), flags=syscalls.MS_BIND)
+        tree = SharedTree(str(tmp_path / "shared"))
+        volume = tmp_path / "shared" / tree.add_volume("c", str(data), readonly=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            (volume / "x").write_bytes(b"no")
+        (volume / "deep" / "x").write_bytes(b"yes")
+        tree.close()
+
+    in_namespace(body)
+    assert files(lower) == {"etc/name": b"image", "x": b"yes"}
 
 
 def test_the_guest_cannot_change_what_leads_to_the_mounts(tmp_path: Path, data: Path, lower: Path) -> None:

@@ -1,0 +1,110 @@
+"""A crun that has been started ahead: it waits for the config.json of a container that nobody has asked for yet.
+
+A template is frozen with one, so that its clones need not start a program, link it and have it read its arguments, nor
+make a control group and load what guards the devices. It suits a container without input and terminal, with the
+usual rules for devices and without hooks; any other is made in the ordinary way, and this one goes on waiting.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from hako.agent import cgroups, crun, devices, system
+from hako.agent.loop import Loop
+from hako.wire import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any
+else:
+    import _signal as signal  # signal itself brings enum and re
+
+#: What the container is called in the guest. No container of the host's can have this name.
+KEY = "_ahead"
+#: It has come as far as it can within 5 s. No other file than its config.json would make it wait.
+_TRIES = 500
+_PAUSE = 0.01
+_OPENAT = "257 "
+#: What a pipe holds, and what it can be made to hold, in bytes.
+_PIPE = 64 << 10
+_MAX_CONFIG = 1 << 20
+
+
+class Ahead:
+    """One crun that waits. ``outputs`` are its pipes, (read, write) by descriptor: they are the taker's."""
+
+    def __init__(self, loop: Loop, directory: str, scratch: str) -> None:
+        """Start it. ``directory`` is to be the container's, ``scratch`` the beginning of names that are its own."""
+        self._loop = loop
+        self.key = KEY
+        self._directory = directory
+        self._config = f"{directory}/config.json"
+        self.pid_file, self.log = scratch + ".pid", scratch + ".log"
+        self.guarded = devices.guard(KEY)
+        os.makedirs(directory)
+        os.mkfifo(self._config, 0o600)
+        self.outputs = {number: os.pipe2(os.O_CLOEXEC) for number in (1, 2)}
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            args = ["create", "--bundle", directory, "--pid-file", self.pid_file, KEY]
+            self._pid = crun.spawn(args, self.log, (null, self.outputs[1][1], self.outputs[2][1]))
+        finally:
+            os.close(null)
+        self.ended = loop.child(self._pid)
+
+    async def waits(self) -> None:
+        """Return when it waits for its config.json, or after a while."""
+        for _ in range(_TRIES):
+            if self.ended.done or cgroups.read(f"/proc/{self._pid}/syscall").startswith(_OPENAT):
+                return
+            await self._loop.sleep(_PAUSE)
+
+    def suits(self, spec: dict[str, Any], streams: dict[str, Any]) -> bool:
+        """Whether the container with this OCI config and these streams can be made by it."""
+        if self.ended.done or spec.get("process", {}).get("terminal") is True:
+            return False
+        if streams.get("stdin") is not None or not streams.get("stdout") or not streams.get("stderr"):
+            return False
+        if spec.get("hooks"):
+            return False  # they are told the container's name, which is not this one's
+        return self.guarded and devices.are_usual(_rules(spec))
+
+    def go(self, spec: dict[str, Any]) -> bool:
+        """Give it its config.json. False when it does not wait for one, or one that is too large."""
+        resources = spec.get("linux", {}).get("resources", {})
+        data = jsontext.dumps({**spec, "linux": {**spec["linux"], "resources": {**resources, "devices": []}}})
+        try:
+            fd = os.open(self._config, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            if len(data) > _PIPE and fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _MAX_CONFIG) < len(data):
+                return False
+            # It reads the file once more, to keep a copy.
+            system.write(self._config + ".new", data)
+            os.rename(self._config + ".new", self._config)
+            return os.write(fd, data) == len(data)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def drop(self) -> None:
+        """It is not wanted: end it, and remove what is its own."""
+        if not self.ended.done:
+            os.kill(self._pid, signal.SIGKILL)
+        for path in (self._config, self._config + ".new", self.log):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+        os.rmdir(self._directory)
+        cgroups.remove(KEY)
+
+
+def _rules(spec: dict[str, Any]) -> object:
+    linux = spec.get("linux")
+    resources = linux.get("resources") if isinstance(linux, dict) else None
+    return resources.get("devices") if isinstance(resources, dict) else None
