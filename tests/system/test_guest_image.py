@@ -110,7 +110,7 @@ def test_modules_load_in_order(guest_image: GuestImage) -> None:
     assert {"virtio_console", "virtio_rng", "overlay", "virtio_balloon"} <= set(boot)
     assert boot.index("fuse") < boot.index("virtiofs")
     assert "virtio_mem" in boot
-    # ext4 asks for crc32c by an alias when it is mounted, and the guest has no modprobe to find that.
+    # ext4 asks for crc32c by an alias when it is mounted; modprobe would find that, but takes longer.
     assert "crc32c_generic" in modules["demand"]["ext4"]
     assert {"virtio_blk", "erofs", "vmw_vsock_virtio_transport"} <= set(modules["demand"])
     assert not set(boot) & {name for chain in modules["demand"].values() for name in chain}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 from hako.agent import system
+from hako.agent.loop import Loop
 from hako.linux import syscalls
 from hako.wire import calls
 
@@ -18,6 +19,11 @@ _MEMORY = "/run/hako/memory"
 _PARAMETERS = "/proc/sys"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _MAX_ENTRIES = 256
+#: What the kernel itself calls for a module; a link to the host's, see guestimage/requested.py.
+_MODPROBE = "/usr/sbin/modprobe"
+_MAX_REQUESTS = 16
+#: Modules that have been requested before.
+_requested: set[str] = set()
 
 
 def prepare(wanted: dict[str, Any]) -> None:
@@ -33,6 +39,26 @@ def prepare(wanted: dict[str, Any]) -> None:
         _mount(name, options)
     for path, value in _entries(wanted, "sysctls", str):
         _set(path, value)
+
+
+async def request(loop: Loop, names: object) -> None:
+    """Load modules as if the kernel had asked for them; what the image does not have is left out. Raises CallError.
+
+    For what the kernel would use and does not ask for.
+    """
+    if not isinstance(names, list) or len(names) > _MAX_REQUESTS:
+        raise _bad(f"prepare.request: not a list of at most {_MAX_REQUESTS} names")
+    if any(type(name) is not str or not name or not _NAME.issuperset(name) or name[0] == "-" for name in names):
+        raise _bad("prepare.request: not a name")
+    new = [name for name in names if name not in _requested]
+    if not new:
+        return
+    _requested.update(new)
+    try:
+        pid = os.posix_spawn(_MODPROBE, ["modprobe", "-q", "-a", *new], {})
+    except OSError:
+        return  # an image without modules on the host
+    await loop.child(pid)
 
 
 def _bad(text: str) -> calls.CallError:

@@ -306,7 +306,9 @@ class Service:
         if "prepare" in params:
             from hako.agent import ephemeral
 
-            ephemeral.prepare(_object(params, "prepare"))
+            wanted = _object(params, "prepare")
+            ephemeral.prepare(wanted)
+            await ephemeral.request(self._loop, wanted.get("request", []))
         container = await self._store.create(
             _name(params, "container"), spec, _object(params, "stdio"), start=_flag(params, "start")
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hako import store
 from hako.arch import current
 from hako.errors import ImageError
-from hako.guestimage import agentcode, images, manifest, resolved
+from hako.guestimage import agentcode, images, manifest, requested, resolved
 from hako.guestimage.agentcode import AgentCode
 from hako.guestimage.kerneltree import KernelTree, from_files, from_package
 from hako.guestimage.licences import copyright_text, licence_names
@@ -26,7 +26,7 @@ from hako.paths import cache_dir, guest_images_dir
 from hako.version import __version__
 
 #: Raised with each change of the builder that changes what it makes of the same inputs.
-BUILDER = 4
+BUILDER = 5
 _SPACE = 900 << 20
 
 
@@ -122,13 +122,26 @@ def _build(request: Request, apt: Apt, progress: Callable[[str], None], *, make_
             path = os.path.join(staging, name)
             store.ensure_dir(os.path.dirname(path))
             store.write_atomic(path, data, 0o644)
+        carried = _write_requested(os.path.join(staging, manifest.MODULES), kernel, rootfs.modprobe)
+        if carried:
+            contents[f"{manifest.MODULES}/{manifest.SUMS}"] = carried[manifest.SUMS]
         about = _manifest(request, kernel, rootfs, packages, texts)
+        about["requested"] = {"modules": len(kernel.requested.needs), "size": sum(map(len, carried.values()))}
         about["files"] = {name: manifest.describe(data) for name, data in contents.items()}
         image = images.publish(staging, about, make_default=make_default)
     resolved.save(request.code.imports, packages, [*asked, *rootfs.asked], own_kernel=kernel_package is None)
     apt.forget_old(packages)
     progress(f"built guest image {image.digest[:12]} with kernel {image.kernel_version}")
     return image
+
+
+def _write_requested(directory: str, kernel: KernelTree, modprobe: bytes) -> dict[str, bytes]:
+    """Write the modules that the kernel may ask for; return the content of each file."""
+    found = requested.files(kernel.requested, kernel.modules, modprobe)
+    for name, data in found.items():
+        mode = 0o755 if name == requested.MODPROBE else 0o644
+        store.write_atomic(os.path.join(store.ensure_dir(directory), name), data, mode)
+    return found
 
 
 def _kernel(

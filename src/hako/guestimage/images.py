@@ -3,7 +3,7 @@
     guest-images/
         .lock                 held while an image is published or removed
         default -> DIGEST     the image that sandboxes boot unless their settings name another
-        DIGEST/               manifest.json, vmlinux, initrd, licences/PACKAGE
+        DIGEST/               manifest.json, vmlinux, initrd, licences/PACKAGE, modules/
 
 A directory appears complete or not at all: it is written beside its place and renamed.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from hako import store
 from hako.errors import ImageError
-from hako.guestimage.manifest import MANIFEST, GuestImage, digest_of, encode, load
+from hako.guestimage.manifest import MANIFEST, SUMS, GuestImage, digest_of, encode, load
 from hako.paths import guest_images_dir
 
 _DEFAULT = "default"
@@ -89,14 +89,22 @@ def verify(image: GuestImage) -> None:
     if is_published(image) and digest_of(raw) != image.digest:
         raise ImageError(f"The guest image {image.digest[:12]} is damaged: its manifest was changed; {_REMEDY}.")
     for name, entry in sorted(manifest["files"].items()):
-        path = os.path.join(image.directory, name)
-        try:
-            with open(path, "rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ImageError(f"The guest image is damaged: {path} cannot be read ({error.strerror}).") from error
-        if actual != entry["sha256"]:
-            raise ImageError(f"The guest image is damaged: {path} is not the file that its manifest names.")
+        _verify(os.path.join(image.directory, name), entry["sha256"])
+    if image.modules is not None:
+        with open(os.path.join(image.modules, SUMS), encoding="utf-8", errors="replace") as file:
+            for line in file:
+                wanted, _, name = line.rstrip("\n").partition("  ")
+                _verify(os.path.join(image.modules, name), wanted)
+
+
+def _verify(path: str, wanted: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"The guest image is damaged: {path} cannot be read ({error.strerror}).") from error
+    if actual != wanted:
+        raise ImageError(f"The guest image is damaged: {path} is not the file that its manifest names.")
 
 
 def remove(name: str, *, force: bool = False) -> str:

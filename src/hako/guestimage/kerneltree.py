@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 from hako import store
 from hako.errors import ImageError
-from hako.guestimage import btf, modules
+from hako.guestimage import btf, modules, requested
 from hako.guestimage.kernel import load_kernel
 from hako.guestimage.licences import copyright_text
 from hako.guestimage.modules import ModuleDirectory, ModulePlan
 from hako.guestimage.packages import Package, unpack
+from hako.guestimage.requested import Requested
 from hako.paths import cache_dir
 
 #: Raised when what this file keeps of a kernel package changes.
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _KEEP = 2
 
 
@@ -28,14 +29,19 @@ class KernelTree(NamedTuple):
     version: str
     vmlinux: bytes
     plan: ModulePlan
-    modules: dict[str, bytes]  #: content by name, for each module of the plan
+    requested: Requested
+    modules: dict[str, bytes]  #: content by name, for each module of both
     copyright: bytes | None = None
     files: tuple[str, ...] = ()  #: where the modules were read from
+
+    def names(self) -> list[str]:
+        """Every module."""
+        return list(dict.fromkeys([*self.plan.names(), *self.requested.names()]))
 
     def sha256(self) -> str:
         """A digest over the kernel and the modules."""
         digest = hashlib.sha256(hashlib.sha256(self.vmlinux).digest())
-        for name in self.plan.names():
+        for name in self.names():
             digest.update(f"{name}\0".encode() + hashlib.sha256(self.modules[name]).digest())
         return digest.hexdigest()
 
@@ -49,16 +55,18 @@ def from_files(kernel: str, modules_dir: str, extra: Sequence[str] = ()) -> Kern
     loaded = load_kernel(kernel)
     directory = ModuleDirectory(modules_dir)
     plan = modules.plan(directory, extra)
-    for name in plan.names():
+    asked = requested.select(directory, plan.boot, plan.names())
+    names = dict.fromkeys([*plan.names(), *asked.names()])
+    for name in names:
         built_for = directory.kernel_version(name)
         if built_for != loaded.version:
             raise ImageError(
                 f"The modules in {modules_dir} are for the kernel {built_for}, but {kernel} is {loaded.version}."
             )
-    contents = {name: btf.without_module_types(directory.read(name), name) for name in plan.names()}
+    contents = {name: btf.without_module_types(directory.read(name), name) for name in names}
     vmlinux = btf.without_kernel_types(loaded.vmlinux, kernel)
     return KernelTree(
-        loaded.version, vmlinux, plan, contents, files=tuple(directory.file_of(name) for name in contents)
+        loaded.version, vmlinux, plan, asked, contents, files=tuple(directory.file_of(name) for name in contents)
     )
 
 
@@ -68,6 +76,7 @@ def from_package(package: Package, deb: str, extra: Sequence[str], progress: Cal
     What is taken from it is kept in the cache: unpacking the whole package takes longer than all else together.
     """
     wanted = (*modules.REQUIRED, "", *modules.BOOT_OPTIONAL, "", *modules.ON_DEMAND, "", *sorted(extra))
+    wanted += ("", *requested.DIRECTORIES, "", *requested.NAMES)
     key = hashlib.sha256("\0".join([str(_CACHE_FORMAT), package.sha256, *wanted]).encode()).hexdigest()
     parent = store.ensure_dir(os.path.join(cache_dir(), "guest-kernel"))
     place = os.path.join(parent, key)
@@ -100,7 +109,7 @@ def _listed(directory: str) -> list[str]:
 
 
 def _save(tree: KernelTree, directory: str) -> None:
-    about = {"version": tree.version, "plan": tree.plan, "sha256": tree.sha256()}
+    about = {"version": tree.version, "plan": tree.plan, "requested": tree.requested, "sha256": tree.sha256()}
     files = {"vmlinux": tree.vmlinux, "copyright": tree.copyright or b"", "tree.json": json.dumps(about).encode()}
     files |= {f"{name}.ko": data for name, data in tree.modules.items()}
     for name, data in files.items():
@@ -115,9 +124,13 @@ def _load(directory: str) -> KernelTree | None:
         plan = ModulePlan(
             tuple(boot), {name: tuple(chain) for name, chain in demand.items()}, tuple(builtin), tuple(absent)
         )
-        contents = {name: _read(directory, f"{name}.ko") for name in plan.names()}
+        needs, aliases = about["requested"]
+        asked = Requested(
+            {name: tuple(chain) for name, chain in needs.items()}, tuple((pattern, name) for pattern, name in aliases)
+        )
         copyright = _read(directory, "copyright") or None
-        tree = KernelTree(about["version"], _read(directory, "vmlinux"), plan, contents, copyright)
+        tree = KernelTree(about["version"], _read(directory, "vmlinux"), plan, asked, {}, copyright)
+        tree.modules.update({name: _read(directory, f"{name}.ko") for name in tree.names()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if tree.sha256() != about["sha256"]:

@@ -18,6 +18,10 @@ MANIFEST = "manifest.json"
 KERNEL = "vmlinux"
 INITRD = "initrd"
 LICENCES = "licences"
+#: Kernel modules that the guest reads when its kernel asks for them (requested.py). SUMS is the file in it that stands
+#: for the others: listing hundreds in the manifest would cost each start a millisecond.
+MODULES = "modules"
+SUMS = "SHA256SUMS"
 
 #: Version of the manifest's own layout. Readers refuse others.
 FORMAT = 1
@@ -43,6 +47,12 @@ class GuestImage(NamedTuple):
     def initrd(self) -> str:
         """Path of the initrd."""
         return os.path.join(self.directory, INITRD)
+
+    @property
+    def modules(self) -> str | None:
+        """Path of the directory of modules that the kernel may ask for, or None in an image without any."""
+        known = f"{MODULES}/{SUMS}" in self.manifest["files"]
+        return os.path.join(self.directory, MODULES) if known else None
 
     @property
     def form(self) -> str:

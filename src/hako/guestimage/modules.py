@@ -88,6 +88,15 @@ class ModuleDirectory:
         """The path of the module ``name``."""
         return self._files[canonical(name)]
 
+    def below(self, directories: Iterable[str]) -> list[str]:
+        """The modules in or below these directories of the kernel's tree, such as ``net/sched``."""
+        places = tuple(os.path.join(self.path, "kernel", directory, "") for directory in directories)
+        return sorted(name for name, path in self._files.items() if path.startswith(places))
+
+    def aliases(self, name: str) -> list[str]:
+        """What else the module ``name`` is asked for by: patterns."""
+        return self._modinfo(name).get("alias", [])
+
     def info(self, name: str) -> ModuleInfo | None:
         """What ``name`` depends on; None when the directory has no such module."""
         if canonical(name) not in self._files:

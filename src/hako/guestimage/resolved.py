@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 
 from hako import store
-from hako.guestimage import modules
+from hako.guestimage import modules, requested
 from hako.guestimage.packages import Apt, Package, apt_stamp
 from hako.paths import cache_dir
 
@@ -66,6 +66,7 @@ def save_own_kernel(kernel: str, modules_dir: str, extra: Sequence[str], files: 
 
 def _kernel_path(kernel: str, modules_dir: str, extra: Sequence[str]) -> str:
     wanted = [kernel, modules_dir, *extra, "", *modules.REQUIRED, *modules.BOOT_OPTIONAL, *modules.ON_DEMAND]
+    wanted += ["", *requested.DIRECTORIES, *requested.NAMES]
     return os.path.join(cache_dir(), "own-kernels", hashlib.sha256("\0".join(wanted).encode()).hexdigest() + ".json")
 
 

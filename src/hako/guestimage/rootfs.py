@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from hako.arch import current
 from hako.errors import ImageError
+from hako.guestimage import requested
 from hako.guestimage.agentcode import ENTRY, AgentCode
 from hako.guestimage.cpio import Tree
 from hako.guestimage.elfedit import without_library
@@ -23,6 +24,9 @@ CRUN = "usr/bin/crun"
 AGENT_DIR = "usr/lib/hako/python"
 MODULES_DIR = "usr/lib/modules/hako"
 MODULES_LIST = "usr/lib/hako/modules.json"
+#: Whatever it is called by in its package: modprobe is one of its names.
+_MODPROBE_PACKAGE = "busybox-static"
+_MODPROBE = "usr/bin/busybox"
 #: An initrd is compressed only when it is larger than this, and may not be larger then: unpacking costs a guest
 #: under software emulation 0.3 s with zstd or gzip and 0.1 s with lz4; copying 20 MB costs next to nothing.
 MAX_INITRD = 25_000_000
@@ -58,6 +62,7 @@ class Rootfs(NamedTuple):
     """A finished root file system."""
 
     initrd: bytes
+    modprobe: bytes  #: a program that needs no library
     compression: str  #: "none" or "gzip"
     unpacked_size: int
     root: str  #: the unpacked packages it is from
@@ -74,7 +79,7 @@ def build_rootfs(
     userland = Userland(os.path.join(scratch, "root"), apt)
     meta = apt.get("python3-minimal")
     python = _python_name(meta)
-    names = [f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib", "crun"]
+    names = [f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib", "crun", _MODPROBE_PACKAGE]
     userland.add([apt.get(name) for name in names])
     program = f"usr/bin/{python}"
     _slim_crun(userland, progress)
@@ -100,6 +105,7 @@ def build_rootfs(
         with open(os.path.join(out, path), "rb") as file:
             tree.add_file(path, file.read())
     _add_modules(tree, kernel, interpreter)
+    _add_modprobe(tree, kernel)
     initrd, compression = tree.to_cpio(), "none"
     if len(initrd) > MAX_INITRD:
         progress("compressing the initrd")
@@ -108,6 +114,7 @@ def build_rootfs(
         raise ImageError(f"The initrd has {len(initrd)} bytes, more than the {MAX_INITRD} allowed; name fewer modules.")
     return Rootfs(
         initrd=initrd,
+        modprobe=userland.read(_MODPROBE),
         compression=compression,
         unpacked_size=tree.size(),
         root=userland.root,
@@ -234,3 +241,10 @@ def _add_modules(tree: Tree, kernel: KernelTree, interpreter: GuestPython) -> No
         tree.add_file(f"{MODULES_DIR}/{name}.ko.gz", interpreter.gzip(kernel.modules[name]))
     text = json.dumps(modules_list(kernel), separators=(",", ":"))
     tree.add_file(MODULES_LIST, text.encode())
+
+
+def _add_modprobe(tree: Tree, kernel: KernelTree) -> None:
+    """Links to what the kernel calls when it wants a module, and to the modules, both of which are on the host."""
+    if kernel.requested.needs:
+        tree.add_link("usr/sbin/modprobe", f"{requested.GUEST_DIRECTORY}/{requested.MODPROBE}")
+        tree.add_link(f"usr/lib/modules/{kernel.version}", requested.GUEST_DIRECTORY)

@@ -75,6 +75,7 @@ class Engine:
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
         self.machine.on_lost = self._on_lost
+        self.machine.show_modules = self.tree.show_modules
         self.machine.namespace = namespace
         self.machine.joining = joining
         #: Containers may be allowed more than there can be, as Kubernetes' are; the VM gets what is possible then.

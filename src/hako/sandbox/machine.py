@@ -47,6 +47,8 @@ class Machine:
         self.trace = trace
         #: Told why the share's helper process has ended by itself.
         self.on_lost: Callable[[HakoError], None] | None = None
+        #: Shows the guest the kernel modules in a directory.
+        self.show_modules: Callable[[str], None] = lambda _directory: None
         #: The host's mount namespace, for what is to outlive this sandbox.
         self.namespace: int | None = None
         self._path = path
@@ -76,6 +78,7 @@ class Machine:
                 with self.trace.span("VM description"):
                     # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
                     plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
+                self.show_modules(plan.modules)
                 card = plan.spec.find(Nic)
                 if card is not None:
                     self._card = asyncio.ensure_future(asyncio.to_thread(self.network.add_card, card))

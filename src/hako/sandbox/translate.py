@@ -88,7 +88,7 @@ def translate(
     if "resources" in linux:
         linux["resources"] = guestresources.resources(linux["resources"])
     guest["ociVersion"] = _OCI_VERSION
-    prepare = {"modules": modules, "memory": mounts.memory, "sysctls": whole}
+    prepare = {"modules": modules, "memory": mounts.memory, "sysctls": whole, "request": _requested(guest)}
     return GuestSpec(seccomp_bpf.precompile(guest), {name: value for name, value in prepare.items() if value})
 
 
@@ -201,6 +201,15 @@ def _linux(linux: dict[str, Any]) -> None:
             "$.linux.seccomp: a program of the host cannot decide over system calls of a VM (SCMP_ACT_NOTIFY, "
             "listenerPath); use another action."
         )
+
+
+def _requested(guest: dict[str, Any]) -> list[str]:
+    """Modules that the container may use, but whose absence the guest's kernel does not notice.
+
+    iptables of before nf_tables has them loaded by a modprobe and files in /lib/modules, which no container has.
+    """
+    capabilities = guest.get("process", {}).get("capabilities") or {}
+    return ["ip_tables", "ip6_tables"] if "CAP_NET_ADMIN" in capabilities.get("effective", ()) else []
 
 
 def _devices(guest: dict[str, Any], plan: Plan | None, rules: list[dict[str, Any]]) -> dict[str, bool]:

@@ -89,6 +89,7 @@ class Plan(NamedTuple):
     spec: VmSpec
     recipe: Recipe  #: of the template that it can be a clone of
     image: str  #: digest
+    modules: str = ""  #: directory of those that the guest's kernel may ask for
 
 
 def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, nic: bool) -> Plan:
@@ -134,7 +135,7 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
         raise too_large(spec.memory, limit)
     what = identity.describe(vm_spec, image.digest, settings.qemu)
     recipe = Recipe(vm_spec, what, settings.user, settings.qemu, config.sandbox.start_timeout)
-    return Plan(vm_spec, recipe, image.digest)
+    return Plan(vm_spec, recipe, image.digest, image.modules or "")
 
 
 def too_large(size: int, limit: int) -> ConfigError:

@@ -67,6 +67,7 @@ class WarmMachine(Machine):
         super().__init__(spec, config, tree.path, run_dir, Trace())
         self.warm_id = warm_id
         self.tree = tree
+        self.show_modules = tree.show_modules
 
     def adopt(self, spec: SandboxSpec, config: Config, path: str, trace: Trace) -> None:
         """From now on this is the VM of ``spec``, its files are below ``path``; start() makes it so."""

@@ -2,6 +2,7 @@
 
     <shared>/<container>/rootfs   overlay or bind mount
     <shared>/.volumes/N           bind mount of a host directory or file
+    <shared>/.modules             bind mount of the guest image's kernel modules, read-only
 
 Containers that are given the same directory in the same way have one mount of it in common. By two paths the guest's
 kernel may see two files where there is one, between which neither locks nor mappings work.
@@ -73,6 +74,7 @@ def mount_overlay(lower: str, layer: str, target: str) -> None:
 
 #: No container's id begins with a dot.
 _VOLUMES = ".volumes"
+_MODULES = ".modules"
 
 
 class _Volume(NamedTuple):
@@ -94,6 +96,7 @@ class SharedTree:
         self._points = store.ensure_dir(path + ".points", 0o711)
         self._volumes: list[_Volume] = []
         self._next = 0
+        self._modules = ""
         self._origin: int | None = None
         _mount(self._points, path, "", syscalls.MS_BIND)
         readonly = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
@@ -210,9 +213,19 @@ class SharedTree:
 
     def _mount_volume(self, volume: _Volume, source: str, *, directory: bool) -> None:
         *_, readonly, recursive, deep = volume.key
-        target = self._make_point(volume.relative, directory=directory)
+        try:
+            self._show(source, volume.relative, directory=directory, readonly=readonly, recursive=recursive, deep=deep)
+        except BaseException:
+            self._remove_volume(volume)
+            raise
+
+    def _show(
+        self, source: str, relative: str, *, directory: bool, readonly: bool, recursive: bool, deep: bool = True
+    ) -> None:
+        """Bind ``source`` at ``relative``; ``deep``: what is mounted below it is read-only where it is."""
+        target = self._make_point(relative, directory=directory)
         # Made ready aside: nobody sees a read-only volume writable, and what a mount may is not passed on later.
-        aside = os.path.join(self._points, volume.relative)
+        aside = os.path.join(self._points, relative)
         try:
             self._bind(source, aside, recursive=recursive)
             if readonly:
@@ -220,8 +233,22 @@ class SharedTree:
             _mount(aside, target, "", syscalls.MS_MOVE)
         except BaseException:
             _unmount(aside)
-            self._remove_volume(volume)
             raise
+
+    def show_modules(self, directory: str) -> None:
+        """Show the guest the kernel modules in ``directory``, read-only; empty: none. Raises HostError."""
+        if directory == self._modules:
+            return
+        if self._modules:
+            self._remove_point(_MODULES)
+            self._modules = ""
+        if directory:
+            try:
+                self._show(directory, _MODULES, directory=True, readonly=True, recursive=False)
+            except BaseException:
+                self._remove_point(_MODULES)
+                raise
+            self._modules = directory
 
     def moved(self, path: str) -> None:
         """A directory above has got another name: this one is called ``path`` now."""
@@ -257,6 +284,7 @@ class SharedTree:
         """Remove everything."""
         for volume in list(self._volumes):
             self._remove_volume(volume)
+        self.show_modules("")
         for name in _names(self._points):
             if name != _VOLUMES:
                 self.remove(name)

@@ -10,6 +10,7 @@ from hako.guestimage import rootfs
 from hako.guestimage.elf import ElfFile
 from hako.guestimage.kerneltree import KernelTree
 from hako.guestimage.modules import ModulePlan
+from hako.guestimage.requested import Requested
 
 if TYPE_CHECKING:
     from hako.guestimage.userland import Userland
@@ -76,7 +77,7 @@ def test_a_crun_that_never_asked_for_it_stays_as_it_is(monkeypatch: pytest.Monke
 
 def test_every_module_that_can_be_asked_for_is_listed() -> None:
     plan = ModulePlan(("a", "b"), {"d": ("c", "d")}, ("inside",), ("absent",))
-    assert rootfs.modules_list(KernelTree("6.1", b"", plan, {})) == {
+    assert rootfs.modules_list(KernelTree("6.1", b"", plan, Requested({}, ()), {})) == {
         "boot": ["/usr/lib/modules/hako/a.ko", "/usr/lib/modules/hako/b.ko"],
         "demand": {
             "d": ["/usr/lib/modules/hako/c.ko.gz", "/usr/lib/modules/hako/d.ko.gz"],

@@ -402,6 +402,17 @@ def test_a_privileged_container_gets_what_the_guest_has() -> None:
         assert prepare["modules"] == {"loop": False, "tun": False}
 
 
+@pytest.mark.parametrize("given", [None, {}, {"effective": ["CAP_CHOWN"], "bounding": ["CAP_NET_ADMIN"]}])
+def test_who_may_not_configure_networks_requests_no_modules(given: dict[str, Any] | None) -> None:
+    spec = enginespecs.load("docker-privileged")
+    spec["process"]["capabilities"] = given
+    (_, prepare), _ = to_guest(spec, strict=True)
+    assert "request" not in prepare
+    spec["process"]["capabilities"] = {"effective": ["CAP_NET_ADMIN"]}
+    (_, prepare), _ = to_guest(spec, strict=True)
+    assert prepare["request"] == ["ip_tables", "ip6_tables"]
+
+
 def test_the_tree_has_what_is_used_here() -> None:
     assert callable(SharedTree.add_volume)
     assert callable(SharedTree.look)

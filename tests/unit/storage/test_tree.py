@@ -342,3 +342,32 @@ def test_a_host_that_cannot_unshare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syscalls, "unshare", refuse)
     with pytest.raises(HostError, match="hako must run as root"):
         private_mounts()
+
+
+def test_kernel_modules(tmp_path: Path, data: Path) -> None:
+    shared = tmp_path / "shared"
+    other = tmp_path / "other"
+    other.mkdir()
+
+    def body() -> None:
+        tree = SharedTree(str(shared))
+        for _ in range(2):
+            tree.show_modules(str(data))
+            assert files(shared / ".modules") == {"deep/file": b"precious"}
+            for path in (shared / ".modules" / "new", shared / ".modules" / "deep" / "file"):
+                with pytest.raises(OSError, match="Read-only"):
+                    path.write_bytes(b"x")
+        assert len(mounts(str(shared / ".modules"))) == 1
+        tree.show_modules(str(other))
+        assert files(shared / ".modules") == {}
+        tree.show_modules("")
+        assert not (shared / ".modules").exists()
+        with pytest.raises(HostError, match="Cannot mount"):
+            tree.show_modules(str(tmp_path / "none"))
+        assert not (shared / ".modules").exists()
+        tree.show_modules(str(data))
+        tree.close()
+
+    in_namespace(body)
+    assert files(data) == {"deep/file": b"precious"}
+    assert not shared.exists()
