@@ -95,7 +95,9 @@ def test_removed_while_it_runs(pod: Pod) -> None:
 def test_out_of_memory(pod: Pod) -> None:
     """The container that takes too much is killed, and no other one."""
     neighbour = pod.start("neighbour")
-    made = pod.start("greedy", "sh", "-c", "tail /dev/zero; exit $?", memory_limit_in_bytes=32 * _MIB)
+    made = pod.start(
+        "greedy", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M; exit $?", memory_limit_in_bytes=32 * _MIB
+    )
     assert made.until_exited().exit_code == 137
     until(lambda: made.status().reason == "OOMKilled", "the reason is known")
     assert neighbour.sh("echo here") == "here"

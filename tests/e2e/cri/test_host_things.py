@@ -32,6 +32,16 @@ while data := link.recv(65536):
 print(len(answer), answer[:60].decode())
 """
 
+_SERVER = """
+import socket
+server = socket.socket(socket.AF_UNIX)
+server.bind("/run/service.sock")
+server.listen()
+print("listens", flush=True)
+link = server.accept()[0]
+link.sendall(link.recv(100).upper())
+"""
+
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> list[m.Mount]:
@@ -90,6 +100,19 @@ def test_socket_of_the_node(pod: Pod, tmp_path: Path, python: list[m.Mount]) -> 
         for client in clients:
             client.stop()
             client.remove()
+
+
+def test_socket_between_containers(pod: Pod, python: list[m.Mount]) -> None:
+    """Containers of a pod reach each other by a socket in a volume that they share."""
+    volume = m.Mount(container_path="/run", host_path=pod.volume("empty-dir", "run"))
+    server = pod.start("server", pyroot.PYTHON, "-IS", "-c", _SERVER, mounts=[*python, volume])
+    server.until_logged("listens\n")
+    client = pod.start("client", "sleep", "1000", mounts=[*python, volume])
+    said = client.exec(pyroot.PYTHON, "-IS", "/checks/client.py", "hello")
+    assert (said.stdout, said.exit_code) == (b"5 HELLO\n", 0)
+    for made in (client, server):
+        made.stop()
+        made.remove()
 
 
 @contextlib.contextmanager

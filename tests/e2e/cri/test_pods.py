@@ -10,10 +10,16 @@ from support import cri_messages as m
 from support import leaks
 from support.engines import differs
 from support.machine import until
-from support.pods import Ctr, Node, Pod, fails
+from support.pods import Ctr, Node, Pod, either, fails
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+KERNEL = differs(
+    "kernel of a pod",
+    runc="the host's",
+    hako="one for all its containers, and for no other pod",
+    why="every pod has its own VM",
+)
 HOSTS = differs(
     "pods that ask for the host's network, processes or IPC",
     runc="run",
@@ -67,9 +73,9 @@ def leaks_of(pod: Pod) -> list[str]:
 def test_its_kernel(node: Node, handler: str, container: Ctr) -> None:
     script = "cat /proc/sys/kernel/random/boot_id"
     found = container.sh(script)
-    assert (found == boot_id()) is (handler == "runc")
+    assert (found == boot_id()) is either(handler, KERNEL, runc=True, hako=False)
     with node.pod(handler, "other") as pod:
-        assert (pod.start("main").sh(script) == found) is (handler == "runc")
+        assert (pod.start("main").sh(script) == found) is either(handler, KERNEL, runc=True, hako=False)
 
 
 def test_host_name(node: Node, handler: str) -> None:
@@ -89,7 +95,7 @@ def test_resolver(node: Node, handler: str) -> None:
 @pytest.mark.parametrize("kind", ["network", "pid", "ipc"])
 def test_namespaces_of_the_host(node: Node, handler: str, kind: str) -> None:
     options = m.NamespaceOption(**{"pid": m.CONTAINER, kind: m.NODE})
-    if handler == "runc":
+    if either(handler, HOSTS, runc=True, hako=False):
         # A kubelet names no pod that is on the host's network.
         with node.pod(handler, f"hosts-{kind}", namespace_options=options, hostname="") as pod:
             made = pod.start("main")

@@ -7,7 +7,7 @@ import pytest
 from support import cri_messages as m
 from support.engines import differs
 from support.machine import until
-from support.pods import Ctr, Node, Pod
+from support.pods import Ctr, Node, Pod, either
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -45,8 +45,7 @@ def processors(container: Ctr) -> int:
 
 def takes(container: Ctr, size: int) -> bool:
     """Whether it can have ``size`` bytes of memory in use."""
-    done = container.exec("sh", "-c", f"head -c {size + 10} /dev/zero | tail -c {size} | wc -c")
-    return done.stdout == f"{size}\n".encode()
+    return container.exec("dd", "if=/dev/zero", "of=/dev/null", f"bs={size}", "count=1").exit_code == 0
 
 
 def test_limits(pod: Pod) -> None:
@@ -80,7 +79,7 @@ def test_vm_follows(node: Node, handler: str) -> None:
         first = pod.start("first")
         host = (total(first), processors(first))
         made = pod.start("large", memory_limit_in_bytes=1024 * _MIB, cpu_period=_PERIOD, cpu_quota=2 * _PERIOD)
-        if handler == "runc":
+        if either(handler, SIZE, runc=True, hako=False):
             assert (total(made), processors(made)) == host
             return
         assert host[0] < 700 * _MIB
@@ -105,7 +104,7 @@ def test_size_of_a_pod(node: Node, handler: str) -> None:
         annotations = node.cri.pod_info(pod.id)["runtimeSpec"]["annotations"]
         assert annotations["io.kubernetes.cri.sandbox-memory"] == str(1024 * _MIB)
         made = pod.start("main")
-        if handler == "hako":
+        if either(handler, SIZE, runc=False, hako=True):
             assert total(made) >= 1024 * _MIB
             assert processors(made) >= 2
 
@@ -116,7 +115,6 @@ def test_limits_beyond_the_node(node: Node, handler: str) -> None:
     with node.pod(handler, "beyond", resources=m.LinuxContainerResources(**much)) as pod:
         made = [pod.start(name, **much) for name in ("one", "two")]
         assert [(memory_limit(one), cpu_quota(one)) for one in made] == [(1 << 42, 100 * _PERIOD)] * 2
-        pod.cri.update(made[0].id, memory_limit_in_bytes=64 * _MIB, cpu_period=_PERIOD, cpu_quota=_PERIOD)
         pod.cri.update(made[0].id, memory_limit_in_bytes=1 << 41, cpu_period=_PERIOD, cpu_quota=90 * _PERIOD)
         assert (memory_limit(made[0]), cpu_quota(made[0])) == (1 << 41, 90 * _PERIOD)
 

@@ -10,7 +10,7 @@ import pytest
 
 from support import cri_messages as m
 from support.engines import differs
-from support.pods import Node, Pod, fails
+from support.pods import Node, Pod, either, fails
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -146,10 +146,13 @@ def test_apparmor(pod: Pod) -> None:
 
 
 def test_privileged(node: Node, handler: str, pod: Pod) -> None:
-    script = "mount -t tmpfs none /mnt && touch /mnt/file && echo mounted; mkdir /sys/fs/cgroup/x 2>/dev/null; uname -r"
+    script = "mount -t tmpfs none /mnt && touch /mnt/file && echo mounted; cat /proc/sys/kernel/random/boot_id"
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        host = file.read().strip()
     with node.pod(handler, "privileged", privileged=True) as privileged:
-        said = privileged.shell("main", script, privileged=True).splitlines()
-        assert said[0] == "mounted"
+        mounted, kernel = privileged.shell("main", script, privileged=True).splitlines()
+        assert mounted == "mounted"
+        assert (kernel == host) is either(handler, PRIVILEGED, runc=True, hako=False)
         assert _SYS_ADMIN in capabilities(privileged, privileged=True)
         devices = privileged.shell("devices", "ls /dev", privileged=True).split()
         assert {"null", "zero", "full", "random", "urandom", "tty"} <= set(devices)
