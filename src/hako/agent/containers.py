@@ -41,6 +41,8 @@ class Process:
     def __init__(self, stdio: Stdio, *, first: bool) -> None:
         self.stdio = stdio
         self._first = first
+        #: Whether all others of its container end with it, which the kernel sees to in a process namespace of its own.
+        self.ends_all = False
         self.pid = 0
         self.exited = Future()
         self.status = 0
@@ -58,6 +60,11 @@ class Process:
         self.exited_at = time.time_ns()
         # The first process may well survive, or fail in its own way, when one of its children is killed.
         self.oom = (self._first or status == _KILLED) and cgroups.oom_kills(container_id) > 0
+        if self.ends_all:
+            try:
+                cgroups.kill(container_id)
+            except OSError:
+                pass  # nobody is left
         self.stdio.on_exit()
         self.exited.set(self)
 
@@ -151,6 +158,7 @@ class Containers:
             if ahead is not None:
                 ahead.drop()
             raise
+        process.ends_all = _shares_processes(spec)
         container = Container(container_id, process)
         self._all[container_id] = None
         try:
@@ -388,6 +396,14 @@ class Containers:
             message = f"process {exec_id} of container {container.id} is running"
             raise calls.CallError(calls.FAILED_PRECONDITION, message)
         container.execs.pop(exec_id, None)
+
+
+def _shares_processes(spec: dict[str, Any]) -> bool:
+    """Whether the container of this OCI config is in another one's process namespace."""
+    linux = spec.get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    found = [entry for entry in namespaces or [] if isinstance(entry, dict) and entry.get("type") == "pid"]
+    return not found or bool(found[0].get("path"))
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from support import cri_messages as m
+from support.machine import until
 from support.pods import ASK, Ctr, Node, Pod
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -74,6 +75,14 @@ def test_shared_processes(node: Node, handler: str) -> None:
         two.sh("kill $(ps -o pid,args | awk '/sleep [1]2345/ {print $1}')")
         assert one.until_exited().exit_code == 143
         assert two.status().state == m.RUNNING
+
+
+def test_what_a_container_leaves_in_shared_processes_ends_with_it(node: Node, handler: str) -> None:
+    with node.pod(handler, "leaves", namespace_options=m.NamespaceOption(pid=m.POD)) as pod:
+        watcher = pod.start("watcher")
+        made = pod.start("leaver", "sh", "-c", "sleep 24680 & sleep 1; exit 3")
+        assert made.until_exited().exit_code == 3
+        until(lambda: "sleep 24680" not in watcher.sh("ps -o args"), "the rest has ended")
 
 
 def test_processes_of_another_container(node: Node, handler: str, pair: Pair) -> None:
