@@ -9,13 +9,16 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from hako.network import namespace as namespaces
 from support import cri_messages as m
 from support.containerd import IMAGE, Containerd
 from support.cri import CallError, Cri
+from support.engines import DIFFERENCES, Difference
 from support.machine import until
+
+_T = TypeVar("_T")
 
 #: What a container that is to stay does; it ends when it is asked to.
 STAY = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done")
@@ -355,6 +358,12 @@ class Ctr:
         with contextlib.suppress(AssertionError):
             until(lambda: len(self.text(stream)) >= len(wanted), "", 10)
         assert self.text(stream) == wanted
+
+
+def either(handler: str, difference: Difference, *, runc: _T, hako: _T) -> _T:
+    """What to expect under ``handler``, where the two differ by design."""
+    assert difference in DIFFERENCES
+    return runc if handler == "runc" else hako
 
 
 def fails(call: Any, *args: Any, **options: Any) -> str:

@@ -358,6 +358,12 @@ class Task:
         except TimedOutError:
             log.warning("The guest does not answer, so its VM is ended")
             await self._shim.end_vm()
+        except HypervisorError:
+            # The VM is gone, and the container with it; the rest of that is about to be known.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._shim.gone.wait(), _END_SECONDS)
+            if not self._shim.gone.is_set():
+                raise
         except HakoError:
             if not self._shim.gone.is_set():
                 raise

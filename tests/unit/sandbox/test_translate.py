@@ -115,6 +115,21 @@ def test_shared_memory_is_the_guests_and_common_to_those_that_share_the_hosts() 
     assert tree.volumes == []
 
 
+def test_a_pod_without_a_container_of_its_own_shares_memory_that_only_the_guest_has() -> None:
+    mount: dict[str, Any] = {"destination": "/dev/shm/", "type": "tmpfs", "source": "shm"}
+    mount["options"] = ["nosuid", "mode=1777", "size=9k"]
+    (guest, prepare), tree = to_guest(spec(mounts=[mount]), shared=["/dev/shm"])
+    (name, options), *_ = prepare["memory"].items()
+    assert options == "mode=1777,size=9k"
+    assert guest["mounts"][1] == {
+        "destination": "/dev/shm/", "type": "bind", "source": f"/run/hako/memory/{name}", "options": ["bind", "nosuid"],
+    }  # fmt: skip
+    assert tree.volumes == []
+    (guest, prepare), _ = to_guest(spec(mounts=[mount]))
+    assert guest["mounts"][1] == mount
+    assert prepare == {}
+
+
 def test_memory_of_the_host_elsewhere_is_shared_as_files() -> None:
     (_, prepare), tree = to_guest(bind("/srv/pod/shm", "/cache"))
     assert tree.volumes[0][1] == "/srv/pod/shm"

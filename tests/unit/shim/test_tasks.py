@@ -20,6 +20,7 @@ from hako.errors import (
     ConfigError,
     ExistsError,
     HakoError,
+    HypervisorError,
     NotFoundError,
     StateError,
     TimedOutError,
@@ -239,6 +240,26 @@ def test_a_vm_ends_with_the_only_container_before_that_is_deleted(kind: str, bun
         assert (await shim.tasks.delete(target(messages.DeleteRequest))).exit_status == 4
 
     play(scenario, "c1")
+
+
+def test_deleting_what_has_gone_with_its_vm(bundle: str) -> None:
+    """The loss of the VM may show in a call before it is known as such."""
+
+    async def scenario(shim: Played) -> None:
+        await created(shim, bundle, "pod")
+        await created(shim, bundle, "other")
+        await shim.tasks.start(target(messages.StartRequest, "other"))
+
+        async def lost() -> dict[str, Any]:
+            asyncio.get_running_loop().call_later(0.05, shim.gone.set)
+            raise HypervisorError("the VM ended")
+
+        shim.answers["Delete"] = lost
+        shim.end("other").set_result(ended(137))
+        await shim.tasks.wait(target(messages.WaitRequest, "other"))
+        assert (await shim.tasks.delete(target(messages.DeleteRequest, "other"))).exit_status == 137
+
+    play(scenario)
 
 
 def test_a_vm_that_is_lost_ends_each_process_once(bundle: str) -> None:
