@@ -119,9 +119,11 @@ class Mounts:
         source = str(mount["source"])
         readonly, recursive, deep = is_readonly(mount), "rbind" in options, "rro" in options
         path = self._tree.add_volume(self._container_id, source, readonly=readonly, recursive=recursive, deep=deep)
+        # The guest sees one file system, which it can have read-only as a whole only; the host's mount may be in part.
         if readonly and recursive and not deep and self._tree.has_mounts_below(source):
-            # The guest sees one file system, which it can have read-only as a whole only; the host's mount is in part.
             mount = {**mount, "options": [option for option in options if option not in _READ_ONLY]}
+        elif deep:
+            mount = {**mount, "options": ["ro" if option == "rro" else option for option in options]}
         return {**mount, "type": "bind", "source": f"{SHARE}/{path}"}
 
     def _shm(self, mount: dict[str, Any], source: Source) -> dict[str, Any]:

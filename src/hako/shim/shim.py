@@ -139,6 +139,11 @@ class Shim:
         """End soon, and the VM with it."""
         self._leaving.set()
 
+    async def joined(self) -> None:
+        """Wait until this process is in the VM's cgroup; what it starts from now on is born there. Raises HostError."""
+        if self.engine.machine.joining is not None:
+            await asyncio.to_thread(self.engine.machine.joining.wait)
+
     # --- the pod's network ---
 
     def begin_network(self, path: str, *, wait: bool = False) -> None:

@@ -79,6 +79,7 @@ class Task:
         self._check_network()
         given = self._spec.get("hooks") or {}
         try:
+            await self._shim.joined()
             self.holder = self._hold()
             self.init.pid = self.holder.pid
             for kind in ("prestart", "createRuntime", "createContainer"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -66,6 +68,8 @@ def test_nothing_else_is_taken() -> None:
     def body(taken: Loopback) -> None:
         run("ip", "addr", "add", "10.1.1.1/32", "dev", "lo")
         run("ip", "addr", "add", "fd00::1/128", "dev", "lo", "nodad")
+        while subprocess.run(["ip", "-6", "route", "get", "fd00::1"], capture_output=True, check=False).returncode:
+            time.sleep(0.01)  # the kernel has not made its route yet
         for address, source in (
             *(("127.0.0.2", ""), ("10.1.1.1", ""), ("fd00::1", "")),
             *(("127.0.0.1", "10.1.1.1"), ("::1", "fd00::1")),

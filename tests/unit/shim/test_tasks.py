@@ -80,6 +80,8 @@ class Played:
 
     async def network(self) -> None: ...
 
+    async def joined(self) -> None: ...
+
     def _lose(self) -> None:
         self.vm_ended = True
         self.gone.set()
