@@ -6,14 +6,17 @@ which a sandbox process has for its imports.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from hako.cgroup import home
 from hako.errors import HakoError
+
+_POLL_SECONDS = 0.02
 
 
 class Joining:
@@ -23,6 +26,7 @@ class Joining:
         self._record = record
         self._error: HakoError | None = None
         self._thread: threading.Thread | None = None
+        self._staying = threading.Lock()
         if record:
             self._thread = threading.Thread(target=self._join, name="hako-cgroup")
             self._thread.start()
@@ -50,9 +54,22 @@ class Joining:
             yield
             return
         self.wait()
-        home.enter(home.directories())
+        with self._staying:
+            home.enter(home.directories())
+            try:
+                yield
+            finally:
+                self._join()
+        self.wait()
+
+    @contextlib.asynccontextmanager
+    async def inside(self) -> AsyncIterator[None]:
+        """For the block, be in the container's cgroup, and what is started in it is born there. Raises HostError."""
+        await asyncio.to_thread(self.wait)
+        # A thread that waits for the lock would get it even when this has been given up.
+        while not self._staying.acquire(blocking=False):
+            await asyncio.sleep(_POLL_SECONDS)
         try:
             yield
         finally:
-            self._join()
-            self.wait()
+            self._staying.release()

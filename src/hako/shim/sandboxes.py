@@ -106,8 +106,8 @@ class Sandboxes:
         linux = self._config.linux or LinuxPodSandboxConfig()
         asked = {"hostname": self._config.hostname, "sysctls": dict(linux.sysctls)}
         answer = await self._shim.ask("Pod", asked)
-        await self._shim.joined()
-        holder = Holder(request.sandbox_id, self._shim.namespace, self._shim.lifeline, self._on_holder_killed)
+        async with self._shim.in_cgroup():
+            holder = Holder(request.sandbox_id, self._shim.namespace, self._shim.lifeline, self._on_holder_killed)
         self._holder, self._created_ns = holder, time.time_ns()
         for kind in _SHARED:
             name = namespaces.FILES[kind]

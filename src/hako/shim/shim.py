@@ -6,6 +6,7 @@ It outlives its VM: that all containers have ended is told, and answered for, un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Coroutine
@@ -65,6 +66,7 @@ class Shim:
         self.gone = asyncio.Event()
         self._leaving = asyncio.Event()
         self._namespace = -1
+        self._no_namespace: HakoError = ConfigError("The pod has no network namespace yet; create its sandbox first.")
         self._network: asyncio.Task[None] | None = None
         self._running: Coroutine[Any, Any, None] | None = None
         self._engine_task: asyncio.Task[None] | None = None
@@ -78,7 +80,7 @@ class Shim:
         try:
             if self._face.spec:
                 self.begin()
-                self.begin_network(joining.network_path(self._face.spec), wait=bool(self._face.spec.get("hooks")))
+                self._begin_own_network(self._face.spec)
             await self._leaving.wait()
         finally:
             await self._give_back(server)
@@ -139,12 +141,19 @@ class Shim:
         """End soon, and the VM with it."""
         self._leaving.set()
 
-    async def joined(self) -> None:
-        """Wait until this process is in the VM's cgroup; what it starts from now on is born there. Raises HostError."""
-        if self.engine.machine.joining is not None:
-            await asyncio.to_thread(self.engine.machine.joining.wait)
+    def in_cgroup(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """For the block, this process is in the VM's cgroup; what it starts then is born there. Raises HostError."""
+        way = self.engine.machine.joining
+        return way.inside() if way is not None else contextlib.nullcontext()
 
     # --- the pod's network ---
+
+    def _begin_own_network(self, spec: dict[str, Any]) -> None:
+        """Use the network namespace that the config.json names. Whoever asks for it is told why there is none."""
+        try:
+            self.begin_network(joining.network_path(spec), wait=bool(spec.get("hooks")))
+        except HakoError as error:
+            self._no_namespace = error
 
     def begin_network(self, path: str, *, wait: bool = False) -> None:
         """Use the network namespace at ``path``, a new one if that is empty; connect the guest, or ``wait`` with it.
@@ -166,9 +175,9 @@ class Shim:
 
     @property
     def namespace(self) -> int:
-        """The descriptor of the pod's network namespace on the host. Raises ConfigError before there is one."""
+        """The descriptor of the pod's network namespace on the host. Raises HakoError when there is none."""
         if self._namespace < 0:
-            raise ConfigError("The pod has no network namespace yet; create its sandbox first.")
+            raise self._no_namespace
         return self._namespace
 
     async def network(self) -> None:

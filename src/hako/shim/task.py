@@ -79,8 +79,8 @@ class Task:
         self._check_network()
         given = self._spec.get("hooks") or {}
         try:
-            await self._shim.joined()
-            self.holder = self._hold()
+            async with self._shim.in_cgroup():
+                self.holder = self._hold()
             self.init.pid = self.holder.pid
             for kind in ("prestart", "createRuntime", "createContainer"):
                 await self._run_hooks(kind, given.get(kind), "creating")

@@ -69,6 +69,12 @@ def test_a_network_namespace(ctr: Ctr, namespace: str) -> None:
     assert "10.77.0.2/24" in ctr.containerd.machine.output("ip", "-n", "pod", "addr")
 
 
+def test_a_network_namespace_that_is_not_there(ctr: Ctr) -> None:
+    done = ctr.run("true", options=("--with-ns", "network:/run/netns/nobody"), check=False)
+    assert done.status != 0
+    assert "/run/netns/nobody" in done.stderr
+
+
 def test_signals_for_all(ctr: Ctr) -> None:
     child = "trap 'echo child; exit' USR1; echo ready; while :; do sleep 0.1; done"
     script = f"trap 'echo parent' USR1; sh -c \"{child}\" & while :; do sleep 0.1; done"

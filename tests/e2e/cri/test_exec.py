@@ -82,7 +82,7 @@ def test_terminal(container: Ctr) -> None:
 
 
 def test_interrupting_at_a_terminal(container: Ctr) -> None:
-    script = "trap 'exit 9' INT; echo ready; sleep 1000"
+    script = "trap 'exit 9' INT; echo ready; while :; do sleep 0.1; done"
     with container.cri.exec(container.id, "sh", "-c", script, tty=True, stdin=True) as it:
         it.until(b"ready")
         it.write(b"\x03")

@@ -80,7 +80,8 @@ class Played:
 
     async def network(self) -> None: ...
 
-    async def joined(self) -> None: ...
+    def in_cgroup(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     def _lose(self) -> None:
         self.vm_ended = True

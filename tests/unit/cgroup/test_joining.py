@@ -1,0 +1,90 @@
+"""A process that goes into a cgroup, leaves it for a while, and starts others that are to be born there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from hako.cgroup import api, home
+from hako.cgroup.joining import Joining
+
+
+class Place:
+    """Plays the cgroup, and records where the process is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.where = "home"
+        monkeypatch.setattr(home, "remember", lambda: None)
+        monkeypatch.setattr(home, "enter", lambda _: self._go("home"))
+        monkeypatch.setattr(api.Cgroup, "open", staticmethod(lambda _: self))
+
+    def _go(self, where: str) -> None:
+        self.where = where
+
+    def add(self, _pid: int) -> None:
+        self._go("container's")
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(monkeypatch)
+
+
+def test_outside_for_a_while(place: Place) -> None:
+    joining = Joining({"path": "/x"})
+    joining.wait()
+    assert place.where == "container's"
+    with joining.outside():
+        assert place.where == "home"
+    assert place.where == "container's"
+
+
+def test_nothing_is_started_while_the_process_is_outside(place: Place) -> None:
+    joining = Joining({"path": "/x"})
+    is_outside, come_back = threading.Event(), threading.Event()
+
+    def away() -> None:
+        with joining.outside():
+            is_outside.set()
+            assert come_back.wait(10)
+
+    async def start() -> str:
+        async with joining.inside():
+            return place.where
+
+    async def main() -> str:
+        starting = asyncio.create_task(start())
+        done, _ = await asyncio.wait([starting], timeout=0.1)
+        assert not done
+        come_back.set()
+        return await starting
+
+    thread = threading.Thread(target=away)
+    thread.start()
+    assert is_outside.wait(10)
+    assert asyncio.run(main()) == "container's"
+    thread.join()
+
+
+def test_a_start_that_is_given_up_keeps_nobody_inside(place: Place) -> None:
+    joining = Joining({"path": "/x"})
+
+    async def main() -> None:
+        async with joining.inside():
+            waiting = asyncio.create_task(joining.inside().__aenter__())
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    asyncio.run(main())
+    with joining.outside():
+        assert place.where == "home"
+
+
+def test_without_a_cgroup_nothing_moves(place: Place) -> None:
+    joining = Joining({})
+    with joining.outside():
+        joining.wait()
+    assert place.where == "home"
