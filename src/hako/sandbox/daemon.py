@@ -196,6 +196,8 @@ def serve_prepared(connection: int, load_face: Callable[[], FaceMaker] | None = 
     if make_face is not None:
         _, fds, _, _ = socket.recv_fds(owner, 1, _MAX_FDS)
         owner.close()
+        for fd in fds[3:]:
+            os.set_inheritable(fd, False)  # recv_fds() does not pass flags on
         face = make_face(description["face"], fds[3:])
         _become(spec, config, Ends.inherit([str(fd) for fd in fds[:3]]), trace, face, tuple(fds[3:]))
     try:

@@ -98,3 +98,16 @@ def test_what_is_known_of_the_container(ctr: Ctr) -> None:
     groups = Path(f"/proc/{pid}/cgroup").read_text()
     assert f"/{ctr.containerd.namespace}/known" in groups
     assert os.stat(bundle).st_mode & 0o077 == 0
+
+
+@with_hako
+def test_what_the_shim_has_open_is_its_own(ctr: Ctr) -> None:
+    """A program that it starts, and that outlives it, would answer for it at its socket, or rather would not."""
+    ctr.start("known", "sleep", "1000")
+    (shim,) = ctr.shims()
+    shared = []
+    for entry in os.scandir(f"/proc/{shim}/fd"):
+        flags = Path(f"/proc/{shim}/fdinfo/{entry.name}").read_text().split("flags:")[1].split()[0]
+        if int(entry.name) > 2 and not int(flags, 8) & os.O_CLOEXEC:
+            shared.append(os.readlink(entry.path))
+    assert shared == []
