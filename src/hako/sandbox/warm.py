@@ -358,7 +358,9 @@ class Door:
         fds: list[int] = []
         used = False
         try:
-            data, fds, flags, _ = socket.recv_fds(sock, pool.MAX_MESSAGE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(sock, pool.MAX_MESSAGE, _MAX_FDS)
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds() does not pass flags on
             if data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 message = json.loads(data)
                 used = isinstance(message, dict) and self._on_message(sock, message, fds)
