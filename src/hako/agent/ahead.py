@@ -1,8 +1,9 @@
-"""A crun that has been started ahead: it waits for the config.json of a container that nobody has asked for yet.
+"""cruns that have been started ahead: each waits for the config.json of a container that nobody has asked for yet.
 
-A template is frozen with one, so that its clones need not start a program, link it and have it read its arguments, nor
-make a control group and load what guards the devices. It suits a container without input and terminal, with the
-usual rules for devices and without hooks; any other is made in the ordinary way, and this one goes on waiting.
+A template is frozen with one of each kind, so that its clones need not start a program, link it and have it read its
+arguments, nor make a control group and load what guards the devices. Kinds differ in which of the standard streams are
+pipes, for those cannot be exchanged afterwards. One suits a container with just these streams and no terminal, with the
+usual rules for devices and without hooks; any other is made in the ordinary way, and they go on waiting.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # signal itself brings enum and re
 
-#: What the container is called in the guest. No container of the host's can have this name.
-KEY = "_ahead"
+#: Which standard streams are pipes, of each one that is started; the others are the null device. These are: what
+#: engines run without input, what they run with it, and a pod's pause container.
+KINDS = ((1, 2), (0, 1, 2), ())
+_NAMES = ("stdin", "stdout", "stderr")
+#: What containers are called in the guest, with a number after it. No container of the host's can have this name.
+_KEY = "_ahead"
 #: It has come as far as it can within 5 s. No other file than its config.json would make it wait.
 _TRIES = 500
 _PAUSE = 0.01
@@ -33,23 +38,25 @@ _MAX_CONFIG = 1 << 20
 
 
 class Ahead:
-    """One crun that waits. ``outputs`` are its pipes, (read, write) by descriptor: they are the taker's."""
+    """One crun that waits. ``pipes`` are its pipes, (read, write) by descriptor: they are the taker's."""
 
-    def __init__(self, loop: Loop, directory: str, scratch: str) -> None:
-        """Start it. ``directory`` is to be the container's, ``scratch`` the beginning of names that are its own."""
+    def __init__(self, loop: Loop, kind: int, base: str, scratch: str) -> None:
+        """Start one of KINDS. ``base`` is where containers have their directories, its files begin with ``scratch``."""
         self._loop = loop
-        self.key = KEY
-        self._directory = directory
-        self._config = f"{directory}/config.json"
+        self.key = f"{_KEY}{kind}"
+        self._directory = f"{base}/{self.key}"
+        self._config = f"{self._directory}/config.json"
         self.pid_file, self.log = scratch + ".pid", scratch + ".log"
-        self.guarded = devices.guard(KEY)
-        os.makedirs(directory)
+        self._guarded = devices.guard(self.key)
+        os.makedirs(self._directory)
         os.mkfifo(self._config, 0o600)
-        self.outputs = {number: os.pipe2(os.O_CLOEXEC) for number in (1, 2)}
+        self.pipes = {number: os.pipe2(os.O_CLOEXEC) for number in KINDS[kind]}
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            args = ["create", "--bundle", directory, "--pid-file", self.pid_file, KEY]
-            self._pid = crun.spawn(args, self.log, (null, self.outputs[1][1], self.outputs[2][1]))
+            args = ["create", "--bundle", self._directory, "--pid-file", self.pid_file, self.key]
+            # Of the input it has the end that reads, of the outputs those that write.
+            ends = [self.pipes[number][number > 0] if number in self.pipes else null for number in range(3)]
+            self._pid = crun.spawn(args, self.log, (ends[0], ends[1], ends[2]))
         finally:
             os.close(null)
         self.ended = loop.child(self._pid)
@@ -65,11 +72,11 @@ class Ahead:
         """Whether the container with this OCI config and these streams can be made by it."""
         if self.ended.done or spec.get("process", {}).get("terminal") is True:
             return False
-        if streams.get("stdin") is not None or not streams.get("stdout") or not streams.get("stderr"):
+        if any((streams.get(name) is not None) != (at in self.pipes) for at, name in enumerate(_NAMES)):
             return False
         if spec.get("hooks"):
             return False  # they are told the container's name, which is not this one's
-        return self.guarded and devices.are_usual(_rules(spec))
+        return self._guarded and devices.are_usual(_rules(spec))
 
     def go(self, spec: dict[str, Any]) -> bool:
         """Give it its config.json. False when it does not wait for one, or one that is too large."""
@@ -101,7 +108,7 @@ class Ahead:
             except FileNotFoundError:
                 continue
         os.rmdir(self._directory)
-        cgroups.remove(KEY)
+        cgroups.remove(self.key)
 
 
 def _rules(spec: dict[str, Any]) -> object:

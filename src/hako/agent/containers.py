@@ -127,7 +127,7 @@ class Containers:
         self._all: dict[str, Container | None] = {}
         self._serial = 0
         self._closing = False
-        self._ahead: Ahead | None = None
+        self._ahead: list[Ahead] = []
 
     def get(self, container_id: str) -> Container:
         """The container named ``container_id``. Raises CallError."""
@@ -151,7 +151,7 @@ class Containers:
         if len(self._all) >= calls.MAX_CONTAINERS:
             raise calls.CallError(calls.RESOURCE_EXHAUSTED, f"this VM has {calls.MAX_CONTAINERS} containers already")
         ahead = self._take_ahead(spec, streams)
-        made = ahead.outputs if ahead is not None else None
+        made = ahead.pipes if ahead is not None else None
         try:
             process = self._process(spec.get("process", {}), streams, first=True, made=made)
         except BaseException:
@@ -183,19 +183,23 @@ class Containers:
         )
 
     async def start_ahead(self) -> None:
-        """Start a crun for the first container, before there is one."""
+        """Start cruns for the first containers, before there are any, unless that was done."""
+        if self._ahead:
+            return
         from hako.agent import ahead
 
-        self._ahead = ahead.Ahead(self._loop, f"{_STATE_DIR}/{ahead.KEY}", self._scratch())
-        await self._ahead.waits()
+        for kind in range(len(ahead.KINDS)):
+            self._ahead.append(ahead.Ahead(self._loop, kind, _STATE_DIR, self._scratch()))
+        for started in self._ahead:
+            await started.waits()
 
     def _take_ahead(self, spec: dict[str, Any], streams: dict[str, Any]) -> Ahead | None:
-        """The crun that was started ahead, if it is there and suits this container."""
-        ahead = self._ahead
-        if ahead is None or not ahead.suits(spec, streams):
-            return None
-        self._ahead = None
-        return ahead
+        """A crun that was started ahead, if there is one that suits this container."""
+        for ahead in self._ahead:
+            if ahead.suits(spec, streams):
+                self._ahead.remove(ahead)
+                return ahead
+        return None
 
     async def _create_ahead(self, ahead: Ahead, container: Container, spec: dict[str, Any], *, start: bool) -> None:
         spec["linux"]["cgroupsPath"] = f"/hako/{ahead.key}"

@@ -180,11 +180,12 @@ class Service:
         import hako.agent.sockets  # noqa: F401
         from hako.agent import network
 
+        await self._store.start_ahead()
+        system.forget_bytecode()
         system.drop_caches()
         system.ignore_pci_hotplug()
         if not squeeze:
             network.note_untouched()
-            await self._store.start_ahead()
         return {}
 
     async def resized(self, params: Params) -> Params:

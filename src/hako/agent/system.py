@@ -74,7 +74,7 @@ def forget_bytecode() -> None:
     """Give back the memory of the files that the modules imported so far came from; they are not read again."""
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if path and path.endswith(".pyc"):
+        if path and path.endswith(".pyc") and os.path.exists(path):
             os.unlink(path)
 
 
