@@ -10,8 +10,8 @@ PACKAGES="$PACKAGES containernetworking-plugins iptables"
 # What only the tests use: a registry to pull from, a terminal to type into, a check of the scripts; engines that run
 # containers with hako, and with what it is compared with.
 TEST_PACKAGES="docker-registry tmux shellcheck docker.io containerd podman runc crun catatonit"
-# Makes file systems for disks, and looks into them.
-TEST_PACKAGES="$TEST_PACKAGES e2fsprogs erofs-utils"
+# Makes file systems for disks, and looks into them; a packet filter to run on a guest's kernel.
+TEST_PACKAGES="$TEST_PACKAGES e2fsprogs erofs-utils btrfs-progs squashfs-tools nftables"
 
 # What only the benchmark uses: what hako is compared with.
 BENCH_PACKAGES="runc docker.io iptables podman containerd containernetworking-plugins python3-h2"

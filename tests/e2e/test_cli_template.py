@@ -26,7 +26,7 @@ def test_a_template_is_built_listed_inspected_and_verified(run_hako: RunHako, ke
     assert "virtiofs" in row
     about = json.loads(run_hako("template", "inspect", key[:8]).stdout)
     assert about["key"] == key
-    assert about["memory"]["used"] <= 64 << 20 < about["memory"]["size"]
+    assert about["memory"]["used"] <= 60 << 20 < about["memory"]["size"]
     assert about["identity"]["argv"][0].endswith("qemu-system-x86_64")
     assert run_hako("template", "verify", key).stdout.strip() == key
 

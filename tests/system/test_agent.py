@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -33,9 +34,10 @@ Run = Callable[[Callable[[Guest], Awaitable[None]]], None]
 def booted(
     guest_image: Any, busybox_image: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[asyncio.Runner, Guest]]:
-    """A VM whose share holds the root file system of busybox."""
+    """A VM whose share holds the root file system of busybox and the guest image's modules."""
     share = tmp_path_factory.mktemp("share")
     copy_tree(busybox_image.rootfs, share / "rootfs")
+    copy_tree(guest_image.modules, share / ".modules")
     driver = NinePShare(512_000)
     device = driver.device(str(share))
     assert isinstance(device, Share9p)
@@ -75,8 +77,6 @@ def booted(
 
 def copy_tree(source: str, target: Path) -> None:
     """Copy a root file system as it is."""
-    import subprocess
-
     subprocess.run(["cp", "-a", source, str(target)], check=True)
 
 

@@ -56,7 +56,7 @@ def test_it_is_small(first: Place) -> None:
     (key,) = first.made()
     template = files.find(first.templates, key)
     assert template is not None
-    assert template.memory.used <= 64 << 20
+    assert template.memory.used <= 60 << 20
     assert template.state_size <= 2 << 20
 
 

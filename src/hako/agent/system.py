@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MODULES = "/usr/lib/hako/modules.json"
-_GZIP = 31  # zlib's "window bits" for the form with gzip's header
 _SHARES = "/run/hako/shares"
 _RNDADDENTROPY = 0x40085203  # include/uapi/linux/random.h
 _RNDRESEEDCRNG = 0x5207
@@ -85,12 +84,12 @@ def load_on_demand(name: str) -> None:
     paths = _modules()["demand"].get(name)
     if paths is None:
         raise calls.CallError(calls.NOT_FOUND, f"the guest image has no kernel module {name}")
-    if paths:
-        import zlib  # needed by few guests
-
-        for path in paths:
-            with open(path, "rb") as file:
-                syscalls.init_module(zlib.decompress(file.read(), _GZIP), path)
+    for path in paths:
+        try:
+            syscalls.finit_module(path)
+        except FileNotFoundError as error:
+            message = f"the kernel module {name} is not where the guest image's modules are"
+            raise calls.CallError(calls.NOT_FOUND, message) from error
     _loaded.add(name)
 
 

@@ -26,7 +26,7 @@ from hako.paths import cache_dir, guest_images_dir
 from hako.version import __version__
 
 #: Raised with each change of the builder that changes what it makes of the same inputs.
-BUILDER = 5
+BUILDER = 6
 _SPACE = 900 << 20
 
 

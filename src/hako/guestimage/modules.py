@@ -20,8 +20,10 @@ REQUIRED = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "virtio_rng", 
 BOOT_OPTIONAL = ("virtio_balloon", "virtio_net", "virtiofs", "virtio_mem")
 #: What disks of containers need.
 SCSI_DISKS = ("scsi_mod", "sd_mod", "virtio_scsi")
+#: What can be on them.
+DISK_FILE_SYSTEMS = ("ext4", "erofs", "xfs", "btrfs", "squashfs")
 #: Carried when the kernel has them, loaded when a device or a file system asks for them.
-ON_DEMAND = ("virtio_blk", *SCSI_DISKS, "erofs", "ext4", "vmw_vsock_virtio_transport", "tun", "loop")
+ON_DEMAND = ("virtio_blk", *SCSI_DISKS, *DISK_FILE_SYSTEMS, "vmw_vsock_virtio_transport", "tun", "loop")
 
 _SIGNATURE_MAGIC = b"~Module signature appended~\n"
 _SIGNATURE_STRUCT = 12

@@ -104,7 +104,7 @@ def build_rootfs(
     for path in bytecode:
         with open(os.path.join(out, path), "rb") as file:
             tree.add_file(path, file.read())
-    _add_modules(tree, kernel, interpreter)
+    _add_modules(tree, kernel)
     _add_modprobe(tree, kernel)
     initrd, compression = tree.to_cpio(), "none"
     if len(initrd) > MAX_INITRD:
@@ -126,11 +126,14 @@ def build_rootfs(
 
 
 def modules_list(kernel: KernelTree) -> dict[str, object]:
-    """What the agent reads: paths of the modules to load at boot in order, and the chain of each other one."""
+    """What the agent reads: paths of the modules to load at boot in order, and the chain of each other one.
+
+    Those are not in the initrd, which stays in memory, but among what the guest reads from the host.
+    """
     plan = kernel.plan
     loaded = dict.fromkeys([*plan.builtin, *plan.boot], ())
     chains: Mapping[str, Sequence[str]] = {**loaded, **plan.demand}
-    demand = {name: [f"/{MODULES_DIR}/{step}.ko.gz" for step in chain] for name, chain in chains.items()}
+    demand = {name: [f"{requested.GUEST_DIRECTORY}/{step}.ko" for step in chain] for name, chain in chains.items()}
     return {"boot": [f"/{MODULES_DIR}/{name}.ko" for name in plan.boot], "demand": demand}
 
 
@@ -233,12 +236,10 @@ def _skeleton(program: str) -> Tree:
     return tree
 
 
-def _add_modules(tree: Tree, kernel: KernelTree, interpreter: GuestPython) -> None:
-    """The kernel modules; those that few guests load are compressed, for the initrd stays in memory."""
+def _add_modules(tree: Tree, kernel: KernelTree) -> None:
+    """The kernel modules that are loaded at boot, and the list of all."""
     for name in kernel.plan.boot:
         tree.add_file(f"{MODULES_DIR}/{name}.ko", kernel.modules[name])
-    for name in kernel.plan.names()[len(kernel.plan.boot) :]:
-        tree.add_file(f"{MODULES_DIR}/{name}.ko.gz", interpreter.gzip(kernel.modules[name]))
     text = json.dumps(modules_list(kernel), separators=(",", ":"))
     tree.add_file(MODULES_LIST, text.encode())
 

@@ -60,7 +60,6 @@ _NR_SETGROUPS = 116
 _NR_SETRESUID = 117
 _NR_SETRESGID = 119
 _NR_PIVOT_ROOT = 155
-_NR_INIT_MODULE = 175
 _NR_FINIT_MODULE = 313
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
@@ -218,15 +217,6 @@ def finit_module(path: str, parameters: str = "") -> None:
                 raise error
     finally:
         os.close(fd)
-
-
-def init_module(data: bytes, name: str) -> None:
-    """Load the kernel module ``data``, which errors call ``name``. One that is loaded already is fine."""
-    number = ctypes.c_long(_NR_INIT_MODULE)
-    if _libc.syscall(number, ctypes.c_char_p(data), ctypes.c_ulong(len(data)), ctypes.c_char_p(b"")) != 0:
-        error = _error(name)
-        if not isinstance(error, FileExistsError):
-            raise error
 
 
 class _OpenHow(ctypes.Structure):

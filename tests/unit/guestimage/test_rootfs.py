@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from hako.guestimage import rootfs
+from hako.guestimage import requested, rootfs
 from hako.guestimage.elf import ElfFile
 from hako.guestimage.kerneltree import KernelTree
 from hako.guestimage.modules import ModulePlan
@@ -80,7 +80,7 @@ def test_every_module_that_can_be_asked_for_is_listed() -> None:
     assert rootfs.modules_list(KernelTree("6.1", b"", plan, Requested({}, ()), {})) == {
         "boot": ["/usr/lib/modules/hako/a.ko", "/usr/lib/modules/hako/b.ko"],
         "demand": {
-            "d": ["/usr/lib/modules/hako/c.ko.gz", "/usr/lib/modules/hako/d.ko.gz"],
+            "d": [f"{requested.GUEST_DIRECTORY}/c.ko", f"{requested.GUEST_DIRECTORY}/d.ko"],
             "inside": [],
             "a": [],
             "b": [],
