@@ -16,6 +16,17 @@ def test_output_and_status_come_back() -> None:
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"err\n", 0)
 
 
+def test_programs_are_found_where_the_child_would_find_them(tmp_path: Path) -> None:
+    assert proc.find("sh") in ("/usr/bin/sh", "/bin/sh")
+    own = tmp_path / "own"
+    own.write_text("")
+    assert proc.find(str(own)) is None, "it cannot be run"
+    own.chmod(0o755)
+    assert proc.find(str(own)) == str(own)
+    assert proc.find(str(tmp_path)) is None
+    assert proc.find("no-such-program") is None
+
+
 def test_input_reaches_the_program() -> None:
     data = bytes(range(256)) * 4096
     assert proc.run(["cat"], input=data).stdout == data

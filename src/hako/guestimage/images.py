@@ -11,11 +11,10 @@ A directory appears complete or not at all: it is written beside its place and r
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from typing import Any
 
-from hako import store
+from hako import digests, store
 from hako.errors import ImageError
 from hako.guestimage.manifest import MANIFEST, SUMS, GuestImage, digest_of, encode, load
 from hako.paths import guest_images_dir
@@ -98,6 +97,8 @@ def verify(image: GuestImage) -> None:
 
 
 def _verify(path: str, wanted: str) -> None:
+    import hashlib
+
     try:
         with open(path, "rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -208,14 +209,14 @@ def _from_directory(directory: str) -> GuestImage:
     image = _with_files(GuestImage("", directory, manifest))
     # A user may change a file and not the manifest, so the files' identities count too; reading them all would
     # cost each start a tenth of a second.
-    digest = hashlib.sha256(raw)
+    identities = [raw]
     for file in sorted(image.files):
         try:
             info = os.stat(os.path.join(directory, file))
         except OSError as error:
             raise ImageError(f"The guest image in {directory} is not complete: {file}: {error.strerror}.") from error
-        digest.update(f"{file}\0{info.st_dev}\0{info.st_ino}\0{info.st_size}\0{info.st_mtime_ns}\n".encode())
-    return image._replace(digest=digest.hexdigest())
+        identities.append(f"{file}\0{info.st_dev}\0{info.st_ino}\0{info.st_size}\0{info.st_mtime_ns}\n".encode())
+    return image._replace(digest=digests.of(b"".join(identities)))
 
 
 def _with_files(image: GuestImage) -> GuestImage:

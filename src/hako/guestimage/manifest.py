@@ -6,12 +6,12 @@ file: the name stands for each byte in it. When it was built is only in the file
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hako import digests
 from hako.errors import ImageError
 
 MANIFEST = "manifest.json"
@@ -83,11 +83,13 @@ def encode(manifest: Mapping[str, object]) -> bytes:
 
 def digest_of(manifest: bytes) -> str:
     """The digest of an image whose manifest has these bytes."""
-    return hashlib.sha256(manifest).hexdigest()
+    return digests.of(manifest)
 
 
 def describe(data: bytes) -> dict[str, object]:
     """The manifest's entry for a file with content ``data``."""
+    import hashlib
+
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 

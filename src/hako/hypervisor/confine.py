@@ -7,11 +7,10 @@ the kernel kill QEMU when the thread that started it ends, however it ends.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from typing import NamedTuple
 
-from hako import log
+from hako import log, proc
 from hako.errors import HostError
 from hako.hypervisor.base import Share9p, VmSpec
 
@@ -89,7 +88,7 @@ def launch_prefix(account: Account | None, caps: tuple[str, ...], *, root: bool)
 
     ``root`` says whether the caller is root; only then can users and capabilities be changed.
     """
-    setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/sbin:/sbin")
+    setpriv = proc.find("setpriv")
     if setpriv is None:
         raise HostError("setpriv is not installed. Install the package util-linux.")
     argv = [setpriv, "--no-new-privs", "--pdeathsig", "KILL"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -13,7 +12,7 @@ import subprocess
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hako import arch, log
+from hako import arch, log, proc
 from hako.errors import ConfigError, HostError, HypervisorError, StateError, TimedOutError
 from hako.hypervisor import confine, hotplug, migration
 from hako.hypervisor.base import (
@@ -66,7 +65,7 @@ _FATAL_STATES = ("internal-error", "guest-panicked")
 def find_qemu(binary: str = "") -> str:
     """The path of QEMU: ``binary`` (a name or path) or the architecture's program. Raises HostError when missing."""
     name = binary or arch.current().qemu_binary
-    found = shutil.which(name, path=BASE_ENV["PATH"])
+    found = proc.find(name)
     if found is None:
         raise HostError(f"QEMU is not installed: there is no program {name}. Install the package qemu-system-x86.")
     return found

@@ -11,12 +11,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 from typing import Any
 
-from hako import paths, store
+from hako import digests, paths, store
 from hako.errors import HostError
 
 ANNOTATION = "run.oci.seccomp_bpf_data"
@@ -71,7 +70,7 @@ def precompile(spec: dict[str, Any]) -> dict[str, Any]:
 def _cached(profile: dict[str, Any]) -> bytes | None:
     text = json.dumps(profile, sort_keys=True).encode()
     directory = os.path.join(paths.cache_dir(), "seccomp")
-    path = os.path.join(directory, hashlib.sha256(b"1" + text).hexdigest())
+    path = os.path.join(directory, digests.of(b"1" + text))
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 
-from hako import ids, store
+from hako import digests, ids, store
 from hako.errors import ConfigError, ExistsError, HakoError, HostError, NotFoundError
 from hako.sandbox import client, records
 
@@ -106,9 +106,7 @@ def guest_id(container_id: str) -> str:
     """What a container is called in its sandbox."""
     if ids.is_valid(container_id):
         return container_id
-    import hashlib
-
-    return hashlib.sha256(container_id.encode()).hexdigest()[:32]
+    return digests.of(container_id.encode())[:32]
 
 
 def claim(root: str, container_id: str) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +75,7 @@ class Disks:
     async def _plug(self, hypervisor: Hypervisor, container_id: str, opened: OpenDisk) -> Disk:
         known = self._attached.get(opened.key)
         if known is None:
-            disk = Disk(secrets.token_hex(8), opened.readonly, opened.block, opened.sector)
+            disk = Disk(os.urandom(8).hex(), opened.readonly, opened.block, opened.sector)
             try:
                 await hypervisor.plug(disk, [opened.fd])
             except HakoError as error:

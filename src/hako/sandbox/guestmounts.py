@@ -6,11 +6,11 @@ by the guest's own.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection
 from typing import Any
 
+from hako import digests
 from hako.errors import ConfigError
 from hako.sandbox import guestdevices
 from hako.sandbox.hostsockets import HostSockets
@@ -128,7 +128,7 @@ class Mounts:
 
     def _shm(self, mount: dict[str, Any], source: Source) -> dict[str, Any]:
         """Shared memory is the guest's: one file system for all containers that are given the same one of the host."""
-        name = hashlib.sha256(f"{source.origin} {source.path}".encode(errors="surrogateescape")).hexdigest()[:16]
+        name = digests.of(f"{source.origin} {source.path}".encode(errors="surrogateescape"))[:16]
         size = f",size={source.capacity}" if source.capacity else ""
         user, group = source.owner
         self.memory[name] = f"mode={source.mode & 0o7777:o},uid={user},gid={group}{size}"
@@ -137,7 +137,7 @@ class Mounts:
     def _common(self, mount: dict[str, Any]) -> dict[str, Any]:
         """A tmpfs that others have too. What has a value is said to the file system, the rest to the mount."""
         options = [str(option) for option in mount.get("options") or []]
-        name = hashlib.sha256(os.path.normpath(mount["destination"]).encode(errors="surrogateescape")).hexdigest()[:16]
+        name = digests.of(os.path.normpath(mount["destination"]).encode(errors="surrogateescape"))[:16]
         self.memory[name] = ",".join(option for option in options if "=" in option)
         flags = [option for option in options if "=" not in option]
         return {**mount, "type": "bind", "source": f"{MEMORY}/{name}", "options": ["bind", *flags]}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import logging
 import os
 import time
 from typing import Any, NamedTuple
 
+from hako import digests
 from hako.agent_client import AgentClient, field
 from hako.config.settings import Config
 from hako.errors import ConfigError, HypervisorError, TimedOutError
@@ -145,7 +145,8 @@ def too_large(size: int, limit: int) -> ConfigError:
 
 def mac_address(sandbox_id: str) -> str:
     """The MAC address of a sandbox's first NIC: locally administered, the same for the same sandbox, no two alike."""
-    return ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(sandbox_id.encode()).digest()[:5])])
+    digest = digests.of(sandbox_id.encode())
+    return ":".join(["02", *(digest[at : at + 2] for at in range(0, 10, 2))])
 
 
 def own_mac(spec: SandboxSpec, vm_spec: VmSpec) -> str:
@@ -197,7 +198,7 @@ async def configure(agent: AgentClient, spec: SandboxSpec, mac: str) -> None:
         {
             "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
             "hostname": hostname[:64],
-            "machine_id": hashlib.sha256(spec.id.encode()).hexdigest()[:32],
+            "machine_id": digests.of(spec.id.encode())[:32],
             "mac": mac,
             "time_ns": sent,
         },

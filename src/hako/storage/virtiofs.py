@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hako import log
+from hako import log, proc
 from hako.errors import HakoError, HostError
 from hako.hypervisor import confine
 from hako.hypervisor.base import Device, ShareVirtiofs
@@ -63,7 +62,7 @@ def find_program(path: str = "") -> Program:
         if os.access(place, os.X_OK) and os.path.isfile(place):
             # What lies among QEMU's own programs is QEMU's; a path may hold either, so it is asked.
             return Program(place, rust="/qemu/" not in place and _is_rust(place))
-    found = None if path else shutil.which("virtiofsd", path=BASE_ENV["PATH"])
+    found = None if path else proc.find("virtiofsd")
     if found is not None:
         return Program(found, _is_rust(found))
     if path:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -78,6 +77,8 @@ class Template(NamedTuple):
         memory.check(os.path.join(self.path, "memory"), self.memory)
 
     def _read_state(self) -> bytes:
+        import hashlib
+
         path = os.path.join(self.path, "state")
         try:
             with open(path, "rb") as file:
@@ -137,6 +138,8 @@ def publish(root: str, key: str, what: dict[str, Any], memory_fd: int, state_fd:
     """Write a template that is complete or not there. Raises HostError when there is no room for it."""
     store.ensure_dir(root, 0o700)
     remove_unfinished(root)
+    import hashlib
+
     state = os.pread(state_fd, os.fstat(state_fd).st_size, 0)
     try:
         with store.staging_dir(root) as staging:

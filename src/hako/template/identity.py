@@ -5,11 +5,10 @@ The largest part is QEMU's own command line: whatever changes the virtual hardwa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
-from hako import arch, store
+from hako import arch, digests, store
 from hako.hypervisor.base import Nic, Share9p, VmSpec
 from hako.hypervisor.qemu import find_qemu
 from hako.hypervisor.qemu_args import build_argv
@@ -73,7 +72,7 @@ def describe(spec: VmSpec, image: str, qemu: str = "") -> dict[str, Any]:
 def key(identity: dict[str, Any]) -> str:
     """The name of the template with this identity."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return digests.of(text.encode())[:KEY_LENGTH]
 
 
 def _processor() -> str:
@@ -82,4 +81,4 @@ def _processor() -> str:
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         block = file.read().partition("\n\n")[0]
     lines = [line for line in block.splitlines() if line.partition("\t")[0].strip(": ") in wanted]
-    return hashlib.sha256("\n".join([arch.current().name, *lines]).encode()).hexdigest()[:16]
+    return digests.of("\n".join([arch.current().name, *lines]).encode())[:16]

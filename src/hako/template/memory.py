@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import struct
@@ -86,6 +85,8 @@ def copy(source: int, target: int) -> None:
 
 def pack(fd: int, path: str) -> Packed:
     """Write the memory file ``fd`` to ``path``, without its zero pages. Raises HostError, on a full disk too."""
+    import hashlib
+
     size = os.fstat(fd).st_size
     with contextlib.ExitStack() as stack:
         view = stack.enter_context(mmap.mmap(fd, size, prot=mmap.PROT_READ))
@@ -148,6 +149,8 @@ def check(path: str, known: Packed) -> None:
 
 
 def _open_packed(path: str, sha256: str, stack: contextlib.ExitStack) -> mmap.mmap:
+    import hashlib
+
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)

@@ -40,7 +40,7 @@ def test_prefix(account: Account | None, caps: tuple[str, ...], root: bool, expe
 
 
 def test_a_missing_setpriv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine.shutil, "which", lambda *args, **kwargs: None)
+    monkeypatch.setattr(confine.proc, "find", lambda _name: None)
     with pytest.raises(HostError, match="Install the package util-linux"):
         launch_prefix(None, (), root=True)
 
