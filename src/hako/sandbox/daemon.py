@@ -9,6 +9,7 @@ up after it if it was killed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -25,16 +26,23 @@ from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
+    from typing import Protocol
 
     from hako.cgroup.joining import Joining
     from hako.sandbox.early import Prepared
     from hako.sandbox.engine import Engine
-    from hako.sandbox.warm import WarmMachine
+    from hako.sandbox.machine import Machine
 
-    #: What a sandbox process does beside running its engine: called with the engine and with what runs that to its
-    #: end, which it has to await. The process ends when it returns.
-    Face = Callable[[Engine, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
+    class Face(Protocol):
+        """What a sandbox process does beside running its engine."""
+
+        #: Whether its VM is to start at once; otherwise that is for serve() to say.
+        begins: bool
+
+        async def serve(self, engine: Engine, running: Coroutine[Any, Any, None]) -> None:
+            """Called with the engine, and what runs that to its end and is to be awaited. The process ends then."""
+
     #: Makes one of a JSON object and descriptors.
     FaceMaker = Callable[[dict[str, Any], list[int]], Face]
 
@@ -178,13 +186,13 @@ def _description(spec: SandboxSpec, config: Config, trace: Trace, **more: Any) -
     return jsontext.dumps(known | more) + b"\n"
 
 
-def serve_prepared(connection: int, load_face: Callable[[], FaceMaker] | None = None) -> None:
+def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
     """Be the process at the other end of _tell(): load what it needs, wait, and be the sandbox process.
 
-    With ``load_face``, which loads what a face needs, the other end is hand_over().
+    With ``make_face`` the other end is hand_over().
     """
+    gc.disable()  # looking for garbage among modules that are being loaded takes a tenth of their time
     _load_modules()
-    make_face = load_face() if load_face is not None else None
     owner = socket.socket(fileno=connection)
     line = _first_line(owner)
     if not line:
@@ -209,30 +217,26 @@ def serve_prepared(connection: int, load_face: Callable[[], FaceMaker] | None = 
 
 
 def _load_modules() -> None:
-    """Load what a sandbox process needs in any case."""
-    with _without_ssl():
-        import asyncio  # noqa: F401
+    """Load what is needed until QEMU has been started; there is time for the rest while it starts."""
+    _do_without_ssl()
+    import asyncio  # noqa: F401
 
-        from hako.hypervisor import qmp  # noqa: F401
     from hako.cgroup import joining  # noqa: F401
     from hako.guestimage import api  # noqa: F401
     from hako.hypervisor import accelerator, qemu, tsc  # noqa: F401
+    from hako.sandbox import machine  # noqa: F401
     from hako.storage import virtiofs  # noqa: F401
 
-    engine_class()
 
+def _do_without_ssl() -> None:
+    """Spare what is imported from now on ssl, which it asks for in case somebody wants TLS: 4 ms and 1 MB.
 
-@contextlib.contextmanager
-def _without_ssl() -> Iterator[None]:
-    """For what imports ssl in case somebody wants TLS: 4 ms and 1 MB that a sandbox process has no use for."""
+    For processes of hako's own, which never do.
+    """
     ssl: Any = types.ModuleType("ssl")
     ssl.SSLContext = ssl.SSLSocket = type("Unused", (), {})
     ssl.SSLWantReadError = ssl.SSLSyscallError = type("UnusedError", (OSError,), {})
-    sys.modules["ssl"] = ssl
-    try:
-        yield
-    finally:
-        del sys.modules["ssl"]
+    sys.modules.setdefault("ssl", ssl)
 
 
 def _first_line(owner: socket.socket) -> bytes:
@@ -414,41 +418,62 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: 
         joining = Joining(spec.cgroup)
     import asyncio
 
-    asyncio.run(run_engine(spec, config, ends, trace, namespace, joining=joining, face=face))
+    asyncio.run(_serve_new(spec, config, ends, trace, namespace, joining, face))
     os.write(guardian, DISMISSED)
 
 
-def engine_class() -> type[Engine]:
+def load_engine() -> type[Engine]:
     """Engine, loaded now if it is not yet."""
     from hako.sandbox.engine import Engine
 
     return Engine
 
 
-async def run_engine(
+async def _serve_new(
     spec: SandboxSpec,
     config: Config,
     ends: Ends,
     trace: Trace,
     namespace: int,
-    warm: WarmMachine | None = None,
-    joining: Joining | None = None,
-    face: Face | None = None,
+    joining: Joining | None,
+    face: Face | None,
 ) -> None:
-    """Serve until the sandbox ends, then fill the pool if that is wanted and was not done. See Engine."""
+    """Start the VM, and the engine while QEMU starts."""
+    from hako.sandbox.machine import Machine
+    from hako.storage.tree import SharedTree
+
+    trace.mark("sandbox process")
+    tree = SharedTree(os.path.join(records.run_dir(spec.id), "shared"))
+    machine = Machine(spec, config, tree, records.run_dir(spec.id), trace)
+    machine.namespace, machine.joining = namespace, joining
+    if face is None or face.begins:
+        await machine.under_way()
+    await run_engine(ends, machine, face)
+
+
+async def run_engine(ends: Ends, machine: Machine, face: Face | None = None) -> None:
+    """Serve until the sandbox ends, then fill the pool if that is wanted and was not done. See Engine.
+
+    ``machine`` is the sandbox's VM, whatever has become of it so far, and is given back.
+    """
     import asyncio
 
-    kind = engine_class()
-    trace.mark("sandbox process")
-    engine = kind(spec, config, trace, namespace, warm, joining)
+    try:
+        engine = load_engine()(machine)
+        gc.freeze()  # what is loaded stays
+        gc.enable()
+    except BaseException:
+        await machine.close()
+        machine.tree.close()
+        raise
     refill = None
-    if config.pool.size:
+    if machine.config.pool.size and machine.namespace is not None:
         from hako.sandbox.refill import Refill
 
-        refill = Refill(namespace)
+        refill = Refill(machine.namespace)
         engine.on_started = refill.soon
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, engine.stop_soon)
     running = engine.run(ends.listener, ends.owner)
-    await (running if face is None else face(engine, running))
+    await (running if face is None else face.serve(engine, running))
     if refill is not None:
         refill.finish()

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hako import ids, store
 from hako.config.settings import Config
@@ -30,11 +30,6 @@ from hako.sandbox.vm import Vm
 from hako.storage import block, mountlist
 from hako.storage.block import Plan
 from hako.storage.sources import OpenDisk
-from hako.storage.tree import SharedTree
-
-if TYPE_CHECKING:
-    from hako.cgroup.joining import Joining
-    from hako.sandbox.warm import WarmMachine
 
 log = logging.getLogger(__name__)
 
@@ -44,40 +39,25 @@ _DRAIN_TIMEOUT = 1.0
 class Engine:
     """One sandbox. ``run`` is its whole life."""
 
-    def __init__(
-        self,
-        spec: SandboxSpec,
-        config: Config,
-        trace: Trace,
-        namespace: int | None = None,
-        warm: WarmMachine | None = None,
-        joining: Joining | None = None,
-    ) -> None:
-        """``namespace`` is the host's mount namespace, which this process has left; ``warm`` a VM from the pool.
-
-        ``joining`` is the process's way into the cgroup that the VM is to be in.
-        """
-        self.spec = spec
-        self.config = config
-        self.trace = trace
+    def __init__(self, machine: Machine) -> None:
+        """``machine`` is the sandbox's VM, under way or ready perhaps; with its tree it is the engine's from now on."""
+        self.machine = machine
+        self.spec = spec = machine.spec
+        self.config = config = machine.config
+        self.trace = trace = machine.trace
         # The list itself: whoever reads the state sees what has happened up to then.
         self.state = records.new_state(spec) | {"trace": trace.spans}
         self.run_dir = records.run_dir(spec.id)
         self.data_dir = records.data_dir(spec.id)
-        self.tree = SharedTree(os.path.join(self.run_dir, "shared")) if warm is None else warm.tree
+        self.tree = machine.tree
+        self.state["tree"] = os.path.relpath(self.tree.path, self.run_dir)
         self.disks = disks.Disks()
         self.containers: dict[str, Container] = {}
-        if warm is not None:
-            self.state |= {"tree": os.path.relpath(self.tree.path, self.run_dir), "vm_name": warm.warm_id}
-        self.machine = Machine(spec, config, self.tree.path, self.run_dir, trace) if warm is None else warm
         self._own_network = OwnNetwork(spec, trace)
         self._host_sockets = HostSockets(allowed=config.sandbox.host_sockets)
         #: Called when a container has been started.
         self.on_started: Callable[[], None] = lambda: None
         self.machine.on_lost = self._on_lost
-        self.machine.show_modules = self.tree.show_modules
-        self.machine.namespace = namespace
-        self.machine.joining = joining
         #: Containers may be allowed more than there can be, as Kubernetes' are; the VM gets what is possible then.
         self.overcommits = False
         self._ready: asyncio.Future[Vm] = asyncio.get_running_loop().create_future()
@@ -134,11 +114,12 @@ class Engine:
     async def _boot(self) -> None:
         try:
             self._own_network.start(self._fail)
-            vm = await self.machine.start()
+            vm = await self.machine.ready()
             vm.agent.on_lost = self._on_lost
             await self._own_network.connect(vm, self.machine.network)
             self.state["network"] = self._own_network.state
             self.state["vm_pid"] = vm.hypervisor.pid or 0
+            self.state["vm_name"] = self.machine.name
             self.state["info"] = vm.info
             self.state["status"] = "running"
             self.save()

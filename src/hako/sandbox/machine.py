@@ -25,6 +25,7 @@ from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace
 from hako.storage import shares
 from hako.storage.base import ShareDriver
+from hako.storage.tree import SharedTree
 from hako.template import api as templates
 from hako.template import memory
 from hako.template.build import Recipe
@@ -40,18 +41,18 @@ _SHRINK_TIMEOUT = 10.0
 class Machine:
     """The VM of one sandbox. ``close`` gives everything back, on every path."""
 
-    def __init__(self, spec: SandboxSpec, config: Config, path: str, run_dir: str, trace: Trace) -> None:
-        """``path`` is the directory that the guest is to see, ``run_dir`` where the console's log is written."""
+    def __init__(self, spec: SandboxSpec, config: Config, tree: SharedTree, run_dir: str, trace: Trace) -> None:
+        """``tree`` is the directory that the guest is to see, ``run_dir`` where the console's log is written."""
         self.spec = spec
         self.config = config
+        self.tree = tree
         self.trace = trace
+        #: What QEMU was told that the VM is called, whosever it became later.
+        self.name = ""
         #: Told why the share's helper process has ended by itself.
         self.on_lost: Callable[[HakoError], None] | None = None
-        #: Shows the guest the kernel modules in a directory.
-        self.show_modules: Callable[[str], None] = lambda _directory: None
         #: The host's mount namespace, for what is to outlive this sandbox.
         self.namespace: int | None = None
-        self._path = path
         self._run_dir = run_dir
         self._share: ShareDriver | None = None
         self._hypervisor: Hypervisor | None = None
@@ -66,6 +67,21 @@ class Machine:
         self._sizing = asyncio.Lock()
         self._extra = 0
         self._started = False
+        self._starting: asyncio.Task[vm.Vm] | None = None
+        self._under_way = asyncio.Event()
+
+    async def under_way(self) -> None:
+        """Begin to start; return when that waits for nothing but QEMU, which needs some time, or has failed."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self.start())
+            self._starting.add_done_callback(lambda _task: self._under_way.set())
+        await self._under_way.wait()
+
+    async def ready(self) -> vm.Vm:
+        """What start() returns, which may be under way. Who gives up waiting gives up the start. Raises HakoError."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self.start())
+        return await self._starting
 
     async def start(self) -> vm.Vm:
         """Get the VM: agent ready, files mounted, as large as the sandbox asks for. Raises HakoError."""
@@ -77,8 +93,8 @@ class Machine:
             try:
                 with self.trace.span("VM description"):
                     # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
-                    plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self._path, nic=nic)
-                self.show_modules(plan.modules)
+                    plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self.tree.path, nic=nic)
+                self.tree.show_modules(plan.modules)
                 card = plan.spec.find(Nic)
                 if card is not None:
                     self._card = asyncio.ensure_future(asyncio.to_thread(self.network.add_card, card))
@@ -118,7 +134,7 @@ class Machine:
     async def _start_share(self, share: ShareDriver) -> int | None:
         if self.joining is not None:
             await asyncio.to_thread(self.joining.wait)
-        return await share.start(self._path)
+        return await share.start(self.tree.path)
 
     def _outside(self, source: templates.NicSource) -> templates.NicSource:
         """``source``, from which templates are made, for a process that is in a container's cgroup."""
@@ -144,7 +160,7 @@ class Machine:
                     templates.doubt(plan.recipe, self.config.template, certain=isinstance(error, CloneError))
                 await self._end()
             share = self._share = shares.make(self.config.share)
-            socket = await share.start(self._path)
+            socket = await share.start(self.tree.path)
         try:
             return await self._run(plan, share, socket, None)
         except HypervisorError as error:
@@ -186,7 +202,13 @@ class Machine:
                 backends=backends,
             )
             self._hypervisor = hypervisor
+            self.name = spec.id
             with self.trace.span("QEMU"):
+                # Copying memory and loading modules, both of which need the interpreter's lock, delay each other.
+                if filled is None:
+                    self._under_way.set()  # whoever waits for that comes when start() waits
+                else:
+                    filled.add_done_callback(lambda _copied: self._under_way.set())
                 await hypervisor.start(filled)
         return await self._introduce(plan, share, hypervisor, cloned=held is not None)
 

@@ -64,16 +64,12 @@ class WarmMachine(Machine):
 
     def __init__(self, warm_id: str, config: Config, tree: SharedTree, run_dir: str) -> None:
         spec = requests.sandbox_spec(config, sandbox_id=warm_id)
-        super().__init__(spec, config, tree.path, run_dir, Trace())
-        self.warm_id = warm_id
-        self.tree = tree
-        self.show_modules = tree.show_modules
+        super().__init__(spec, config, tree, run_dir, Trace())
 
     def adopt(self, spec: SandboxSpec, config: Config, path: str, trace: Trace) -> None:
         """From now on this is the VM of ``spec``, its files are below ``path``; start() makes it so."""
         self.tree.moved(path)
         self.spec, self.config, self.trace = spec, config, trace
-        self._path = path
 
     async def prepare(self, directory: str) -> vm.Vm:
         """Get a VM that is a clone, and have it rehearse what it is for. Raises HakoError."""
@@ -219,7 +215,7 @@ class Warm:
             # Whoever wanted it gone knows now that it is; whoever came too late goes on at once.
             door.part()
         if self.taken is not None:
-            await _be_sandbox(self.taken, machine, self._namespace)
+            await _be_sandbox(self.taken, machine)
 
     async def _get_ready(self, machine: WarmMachine) -> bool:
         """Have the VM cloned; False when this is not wanted any more. Raises HakoError."""
@@ -235,7 +231,7 @@ class Warm:
             return False
         found = making.result()
         found.agent.on_lost = machine.on_lost = self._on_lost
-        daemon.engine_class()  # there will be no time to load it
+        daemon.load_engine()  # there will be no time for that
         self._state |= {"status": "ready", "ready_ns": time.time_ns(), "vm_pid": found.hypervisor.pid or 0}
         self._state |= {"info": found.info}
         pool.write(self._state)
@@ -388,7 +384,7 @@ class Door:
             self._guests.pop().close()
 
 
-async def _be_sandbox(taken: Handover, machine: WarmMachine, namespace: int) -> None:
+async def _be_sandbox(taken: Handover, machine: WarmMachine) -> None:
     """Be the sandbox process of ``taken`` until it ends."""
     spec, ends = taken.spec, taken.ends
     taken.trace.end("pool")
@@ -399,7 +395,7 @@ async def _be_sandbox(taken: Handover, machine: WarmMachine, namespace: int) -> 
         syscalls.set_process_name(daemon.PROCESS_NAME)
         config = apply_annotations(taken.config, spec.annotations)
         machine.adopt(spec, config, os.path.join(records.run_dir(spec.id), records.WARM, "shared"), trace)
-        await daemon.run_engine(spec, config, ends, trace, namespace, machine)
+        await daemon.run_engine(ends, machine)
     except Exception as error:
         _log.failure("A sandbox that came to a warm process could not be served.", error, sandbox=spec.id)
         daemon.refuse(spec, ends.owner, error)

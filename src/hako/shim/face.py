@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from hako.sandbox.daemon import FaceMaker
     from hako.sandbox.engine import Engine
 
 
@@ -25,6 +24,8 @@ class Face:
         self.spec = spec
         self.listener = listener
         self.address = address
+        #: A pod's VM, of which the Sandbox API tells more later, cannot start yet.
+        self.begins = bool(spec)
 
     async def serve(self, engine: Engine, running: Coroutine[Any, Any, None]) -> None:
         """Serve containerd beside the engine, which ``running`` runs, and give back what the shim has."""
@@ -47,7 +48,7 @@ def serve(connection: int) -> None:
     """Be the process that ``start`` has forked, until it is told what for; see hako.sandbox.early."""
     from hako.sandbox import daemon
 
-    daemon.serve_prepared(connection, _load)
+    daemon.serve_prepared(connection, _make)
 
 
 def describe(call: Call, spec: dict[str, Any], address: str) -> dict[str, Any]:
@@ -55,13 +56,7 @@ def describe(call: Call, spec: dict[str, Any], address: str) -> dict[str, Any]:
     return {"call": call.to_json(), "spec": spec, "address": address}
 
 
-def _load() -> FaceMaker:
-    """Load what a shim needs."""
+def _make(told: dict[str, Any], fds: list[int]) -> Face:
     import socket
 
-    from hako.shim import shim, shimlog  # noqa: F401
-
-    def make(told: dict[str, Any], fds: list[int]) -> Any:
-        return Face(Call(**told["call"]), told["spec"], socket.socket(fileno=fds[0]), told["address"]).serve
-
-    return make
+    return Face(Call(**told["call"]), told["spec"], socket.socket(fileno=fds[0]), told["address"])
