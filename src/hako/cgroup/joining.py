@@ -47,6 +47,13 @@ class Joining:
         if self._error is not None:
             raise self._error
 
+    def leave(self) -> None:
+        """Go back to where the process came from, for good."""
+        if self._thread is not None:
+            self._thread.join()
+            with self._staying:
+                home.enter(home.directories())
+
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """For the block, be where the process came from: what is made in it is not the container's to pay for."""

@@ -6,6 +6,7 @@ wrong, may be written. Facts: containerd's docs/runtime-v2.md and pkg/shim.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -37,6 +38,7 @@ _MAX_ID = 255
 
 def command() -> NoReturn:
     """The program ``containerd-shim-hako-v2``. The interpreter's own tidying up would only take time."""
+    gc.disable()  # so would looking for garbage while modules are loaded
     status = main()
     try:
         sys.stderr.flush()

@@ -6,15 +6,16 @@ A pod's further containers find the pod's shim that way, and ``delete`` what a s
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import socket
 
+from hako import digests
 from hako.errors import HostError
 from hako.wire import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from hako.shim.call import Call
 
 _SOCKETS = "/run/containerd/s"
@@ -27,7 +28,7 @@ _MAX_CONFIG = 16 << 20
 
 
 def _digest(call: Call, container_id: str) -> str:
-    return hashlib.sha256(os.path.join(call.address, call.namespace, container_id).encode()).hexdigest()
+    return digests.of(os.path.join(call.address, call.namespace, container_id).encode())
 
 
 def sandbox_id(call: Call, container_id: str) -> str:
@@ -45,6 +46,8 @@ def address(call: Call, container_id: str, directory: str = "") -> str:
 
 def listen(at: str) -> socket.socket:
     """A listening socket at the address ``at``, in place of one where nobody listens any more. Raises HostError."""
+    import socket
+
     path = at.removeprefix(_PREFIX)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -66,6 +69,8 @@ def listen(at: str) -> socket.socket:
 
 def answers(at: str) -> bool:
     """Whether somebody listens at the address ``at``."""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         try:
             sock.connect(at.removeprefix(_PREFIX))

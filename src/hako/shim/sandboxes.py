@@ -130,7 +130,7 @@ class Sandboxes:
         """End the shim."""
         self._check(request.sandbox_id)
         self._asked_to_end = True
-        self._shim.leave()
+        await self._shim.leave()
         return Empty()
 
     # --- state ---

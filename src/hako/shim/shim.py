@@ -65,6 +65,8 @@ class Shim:
         #: The VM has ended, and all that is known of its containers is known.
         self.gone = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._left = asyncio.Event()
+        self._outside: asyncio.Future[None] | None = None
         self._namespace = -1
         self._no_namespace: HakoError = ConfigError("The pod has no network namespace yet; create its sandbox first.")
         self._network: asyncio.Task[None] | None = None
@@ -78,7 +80,7 @@ class Shim:
         self._running = running
         server = Server(self._face.listener, {**self.tasks.services(), **self._sandboxes.services()})
         try:
-            if self._face.spec:
+            if self._face.begins:
                 self.begin()
                 self._begin_own_network(self._face.spec)
             await self._leaving.wait()
@@ -105,6 +107,18 @@ class Shim:
         self.gone.set()
 
     async def _give_back(self, server: Server) -> None:
+        try:
+            await self._give_all_back()
+        finally:
+            self._left.set()
+        await server.drain(_DRAIN_SECONDS)
+        await server.let_go(_LET_GO_SECONDS)
+        server.close()
+        await self.publisher.close()
+
+    async def _give_all_back(self) -> None:
+        """Give back what there is besides the connections to containerd."""
+        self._leave_cgroup()
         self.engine.stop_soon()
         if self._engine_task is not None:
             await asyncio.wait([self._engine_task])
@@ -114,32 +128,26 @@ class Shim:
         await self.tasks.close()
         self._sandboxes.close()
         await self.publisher.drain(_DRAIN_SECONDS)
-        await server.drain(_DRAIN_SECONDS)
-        await server.let_go(_LET_GO_SECONDS)
-        server.close()
-        await self.publisher.close()
         places.forget(self._face.address)
         self.lifeline.close()
         if self._namespace >= 0:
             os.close(self._namespace)
+        if self._outside is not None:
+            await self._outside
         await asyncio.to_thread(self._forget)
 
     def _forget(self) -> None:
-        """Remove the cgroup, which this process leaves for that, and what is kept of the sandbox."""
-        record = self.engine.spec.cgroup
-        if record:
-            from hako.cgroup import home
-
-            home.enter(home.directories())
-            try:
-                hostcgroup.delete(record)
-            except HakoError as error:
-                log.warning("%s", error)
+        """Remove the cgroup, which this process has left, and what is kept of the sandbox."""
+        try:
+            hostcgroup.delete(self.engine.spec.cgroup)
+        except HakoError as error:
+            log.warning("%s", error)
         records.forget(self.engine.spec.id)
 
-    def leave(self) -> None:
-        """End soon, and the VM with it."""
+    async def leave(self) -> None:
+        """End, and the VM with it; return when nothing is left but the connection that this was asked for over."""
         self._leaving.set()
+        await self._left.wait()
 
     def in_cgroup(self) -> contextlib.AbstractAsyncContextManager[None]:
         """For the block, this process is in the VM's cgroup; what it starts then is born there. Raises HostError."""
@@ -214,8 +222,15 @@ class Shim:
         except TimeoutError:
             raise TimedOutError(f"The guest of sandbox {self.engine.spec.id} does not answer.") from None
 
+    def _leave_cgroup(self) -> None:
+        """Begin to leave the VM's cgroup, where nothing more is to be started. It takes the kernel some time."""
+        way = self.engine.machine.joining
+        if way is not None and self._outside is None:
+            self._outside = asyncio.ensure_future(asyncio.to_thread(way.leave))
+
     async def end_sandbox(self) -> None:
         """End the VM in an orderly way, if its guest takes part in that; return when its containers have ended."""
+        self._leave_cgroup()
         self.engine.stop_soon()
         try:
             await self.within(self.gone.wait(), _END_SECONDS)
@@ -224,6 +239,7 @@ class Shim:
 
     async def end_vm(self) -> None:
         """End the VM at once, without asking the guest; return when its containers have ended."""
+        self._leave_cgroup()
         self.engine.stopping.set()
         await self.engine.machine.kill()
         await self.gone.wait()

@@ -273,7 +273,7 @@ class Tasks:
     async def shutdown(self, _request: messages.ShutdownRequest) -> Empty:
         """End the shim, unless it has containers, or a pod that containerd ends by the Sandbox service."""
         if not (self.all or self._making or self.pod_files is not None):
-            self._shim.leave()
+            await self._shim.leave()
         return Empty()
 
 

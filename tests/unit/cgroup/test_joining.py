@@ -83,8 +83,28 @@ def test_a_start_that_is_given_up_keeps_nobody_inside(place: Place) -> None:
         assert place.where == "home"
 
 
+def test_for_good(place: Place) -> None:
+    joining = Joining({"path": "/x"})
+    is_outside, come_back = threading.Event(), threading.Event()
+
+    def away() -> None:
+        with joining.outside():
+            is_outside.set()
+            assert come_back.wait(10)
+
+    threads = [threading.Thread(target=away), threading.Thread(target=joining.leave)]
+    threads[0].start()
+    assert is_outside.wait(10)
+    threads[1].start()  # it waits, or whoever comes back would do so after it
+    come_back.set()
+    for thread in threads:
+        thread.join()
+    assert place.where == "home"
+
+
 def test_without_a_cgroup_nothing_moves(place: Place) -> None:
     joining = Joining({})
     with joining.outside():
         joining.wait()
+    joining.leave()
     assert place.where == "home"
