@@ -5,8 +5,10 @@ What is tested with the older one too is here in short; images as volumes that o
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,17 @@ def test_life(node: Node, handler: str) -> None:
         assert other.status().state == m.EXITED
         assert node.machine.output("ls", "/run/netns") == ""
     assert node.cri.pods() == []
+
+
+def test_containers_are_taken_to_their_pods_shim(node: Node, handler: str) -> None:
+    """By containerd itself: with version 3 of the Task service, it runs no program for them."""
+    with node.pod(handler, "taken") as pod:
+        made = pod.start("main")
+        tasks = Path(node.path(f"{node.containerd.base}/state"), "io.containerd.runtime.v2.task", "k8s.io")
+        found = json.loads((tasks / made.id / "bootstrap.json").read_bytes())
+        assert (found["version"], found["protocol"]) == (3, "ttrpc")
+        assert (tasks / made.id / "sandbox").read_text() == pod.id
+        assert not (tasks / made.id / "shim-binary-path").exists()
 
 
 def test_what_a_pod_is_given(node: Node, handler: str) -> None:
