@@ -16,6 +16,7 @@ from conftest import Roots
 from hako.ociimage.index import Image
 from support import cri_messages as m
 from support.containerd import PAUSE, Containerd
+from support.cri import CallError
 from support.machine import until
 from support.pods import GET, Ctr, Node, Pod, fails
 
@@ -180,3 +181,25 @@ def test_sandbox_that_dies(node: Node, handler: str) -> None:
         os.kill(pod.vm(), 9)
         until(lambda: pod.status().state == m.NOT_READY, "the pod is not ready")
         assert made.until_exited().exit_code == 137
+
+
+def test_shim_that_dies(node: Node, handler: str) -> None:
+    """All containers of the pod end, although containerd asks nobody to clean up after each of them."""
+    if handler == "runc":
+        pytest.skip("the containers of runc's pods have no VM that ends with the shim")
+    with node.pod(handler, "killed") as pod:
+        made, other = pod.start("main"), pod.start("other")
+        vm = pod.vm()
+        os.kill(pod.shim(), 9)
+        assert made.until_exited().exit_code == 255
+        assert other.until_exited().exit_code == 255
+        until(lambda: _is_down(pod), "the pod is not ready")
+        until(lambda: not os.path.exists(f"/proc/{vm}"), "the VM has ended", 10)
+        other.remove()
+
+
+def _is_down(pod: Pod) -> bool:
+    try:
+        return pod.status().state == m.NOT_READY
+    except CallError:  # containerd asks the shim that has just gone
+        return False
