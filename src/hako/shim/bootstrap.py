@@ -1,16 +1,20 @@
 """What containerd gives ``start`` on its standard input, and the answer it understands.
 
-containerd before 2.3 sends the runtime's options alone and reads an address; later ones send parameters, the options
-among them, and read a message. Both kinds of input are of the same shape, so what is in it decides.
+Since 2.3 it sends parameters, the runtime's options among them, and reads a message. Before, it sends the options
+alone; 2.0 to 2.2 read JSON, which offers version 3 of the Task service, and all others, as CRI-O does, an address. Both
+kinds of input are of the same shape, so what is in it decides. Facts: containerd pkg/shim/util.go and
+core/runtime/v2/shim.go.
 """
 
 from __future__ import annotations
 
 import os
 
-from hako.errors import ConfigError
-from hako.shim.bootstrap_messages import BootstrapParams, BootstrapResult, Options
+from hako.errors import ConfigError, HostError
+from hako.shim import caller
+from hako.shim.bootstrap_messages import BootstrapParams, BootstrapResult, LogLevel, Options
 from hako.shim.messages import Any as AnyMessage
+from hako.wire import jsontext
 from hako.wire.protobuf import ProtobufError
 
 TYPE_CHECKING = False
@@ -41,32 +45,51 @@ class Input:
         """Where containerd wants the socket; empty for the usual place."""
         return self.params.socket_dir if self.params is not None else ""
 
-    @property
-    def events(self) -> str:
-        """Where containerd takes events, if it says so here."""
-        return self.params.containerd_ttrpc_address if self.params is not None else ""
-
     def config_file(self) -> str | None:
         """The configuration file that the options name. Raises ConfigError for options of another kind."""
         return config_file(self.options)
 
     def answer(self, address: str) -> bytes:
         """What to print for a shim at ``address``."""
-        if self.params is None:
-            return address.encode()
-        return BootstrapResult(version=_VERSION, address=address, protocol=_PROTOCOL).encode()
+        if self.params is not None:
+            return BootstrapResult(version=_VERSION, address=address, protocol=_PROTOCOL).encode()
+        if caller.knows_task_v3():
+            return jsontext.dumps({"version": _VERSION, "address": address, "protocol": _PROTOCOL})
+        return address.encode()
 
 
 def read(call: Call, fd: int = 0) -> Input:
-    """Read the input of ``call``. What is no message at all counts as nothing, as it does for containerd's shims."""
+    """Read the input of ``call``, and add to that what only the parameters say.
+
+    Raises ConfigError for what is neither, or is about another container, and HostError when it cannot be read.
+    """
     data = _read_all(fd)
     if not data:
         return Input([], None)
     params = _decode(BootstrapParams, data)
-    if params is not None and params.instance_id == call.id and params.namespace == call.namespace:
-        return Input([entry.value for entry in params.extensions if entry.value is not None], params)
-    options = _decode(AnyMessage, data)
-    return Input([options] if options is not None else [], None)
+    if params is None or not _is_sure(call, params):
+        options = _decode(AnyMessage, data)
+        if options is None:
+            raise ConfigError("The standard input is no message of containerd's: neither parameters nor options.")
+        return Input([options], None)
+    if (params.instance_id, params.namespace) != (call.id, call.namespace):
+        raise ConfigError(
+            f"The parameters on standard input are for the container {params.instance_id!r} of the namespace "
+            f"{params.namespace!r}, not for {call.id!r} of {call.namespace!r}."
+        )
+    if not os.path.isabs(params.socket_dir or "/"):
+        raise ConfigError(f"The directory {params.socket_dir!r} for the shim's socket is not an absolute path.")
+    call.events = call.events or params.containerd_ttrpc_address
+    call.debug = call.debug or params.log_level <= LogLevel.DEBUG
+    return Input([entry.value for entry in params.extensions if entry.value is not None], params)
+
+
+def _is_sure(call: Call, params: BootstrapParams) -> bool:
+    """Whether these are parameters indeed: options have two fields alone, which could be the id and the namespace."""
+    if (params.instance_id, params.namespace) == (call.id, call.namespace):
+        return True
+    plain = BootstrapParams(instance_id=params.instance_id, namespace=params.namespace)
+    return params.encode() != plain.encode()
 
 
 def _decode(kind: type[M], data: bytes) -> M | None:
@@ -98,6 +121,10 @@ def _read_all(fd: int) -> bytes:
             return b""  # somebody tries it by hand
         while len(data) <= _MAX_INPUT and (piece := os.read(fd, 1 << 16)):
             data += piece
-    except OSError:
-        return b""
+    except OSError as error:
+        raise HostError(f"The standard input cannot be read: {error.strerror}.") from error
+    if len(data) > _MAX_INPUT:
+        raise ConfigError(
+            f"The standard input has more than {_MAX_INPUT} bytes; no message of containerd's is so long."
+        )
     return data

@@ -65,7 +65,6 @@ def _start(call: Call, prepared: Prepared) -> bytes:
 
     trace = of_process("shim")
     given = bootstrap.read(call)
-    call.events = call.events or given.events
     # By the Sandbox API a pod has no config.json.
     spec = read_config(call.bundle)[1] if places.has_config(call.bundle) else {}
     if spec:

@@ -120,6 +120,7 @@ class _Connection(FrameConnection):
 
     async def _serve(self, number: int, call: Request) -> None:
         name = f"{call.service}/{call.method}"
+        log.debug("%s is called", name)
         try:
             answer = Response(payload=await self._result(name, call))
         except _RefusedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,29 @@ def test_configuration_file(ctr: Ctr, tmp_path: Path) -> None:
     assert done.status != 0
     assert "sandbox.vcpus" in done.stderr
     assert ctr.tasks() == {}
+
+
+@with_hako
+def test_version_of_the_task_service(ctr: Ctr, tmp_path: Path) -> None:
+    """The newest that containerd understands, by what the shim says that it is asked."""
+    config = tmp_path / "config.toml"
+    config.write_text('[log]\nlevel = "debug"\n')
+    log = Path(ctr.containerd.base, "log")
+    before = log.stat().st_size
+    ctr.start("asked", "sleep", "1000", options=("--runtime-config-path", str(config)))
+    assert ctr.exec("asked", "echo", "more").stdout == "more\n"
+    for command in ("pause", "resume", "metrics", "ps"):
+        ctr("task", command, "asked")
+    ctr("task", "kill", "--signal", "KILL", "asked")
+    ctr.until_stopped("asked")
+    assert ctr.delete("asked") == 137
+    with open(log, "rb") as file:
+        file.seek(before)
+        calls = re.findall(r"(\S+)/(\w+) is called\n", file.read().decode(errors="replace"))
+    version = 3 if ctr.containerd.has_sandbox_api else 2
+    assert {service for service, _ in calls} == {f"containerd.task.v{version}.Task"}
+    wanted = {"Create", "Start", "Exec", "Wait", "Pause", "Resume", "Stats", "Pids", "Kill", "Delete", "Shutdown"}
+    assert wanted - {method for _, method in calls} == set()
 
 
 @with_hako

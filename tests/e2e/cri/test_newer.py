@@ -5,8 +5,10 @@ What is tested with the older one too is here in short; images as volumes that o
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from conftest import Roots
 from hako.ociimage.index import Image
 from support import cri_messages as m
 from support.containerd import PAUSE, Containerd
+from support.cri import CallError
 from support.machine import until
 from support.pods import GET, Ctr, Node, Pod, fails
 
@@ -44,6 +47,17 @@ def test_life(node: Node, handler: str) -> None:
         assert other.status().state == m.EXITED
         assert node.machine.output("ls", "/run/netns") == ""
     assert node.cri.pods() == []
+
+
+def test_containers_are_taken_to_their_pods_shim(node: Node, handler: str) -> None:
+    """By containerd itself: with version 3 of the Task service, it runs no program for them."""
+    with node.pod(handler, "taken") as pod:
+        made = pod.start("main")
+        tasks = Path(node.path(f"{node.containerd.base}/state"), "io.containerd.runtime.v2.task", "k8s.io")
+        found = json.loads((tasks / made.id / "bootstrap.json").read_bytes())
+        assert (found["version"], found["protocol"]) == (3, "ttrpc")
+        assert (tasks / made.id / "sandbox").read_text() == pod.id
+        assert not (tasks / made.id / "shim-binary-path").exists()
 
 
 def test_what_a_pod_is_given(node: Node, handler: str) -> None:
@@ -167,3 +181,25 @@ def test_sandbox_that_dies(node: Node, handler: str) -> None:
         os.kill(pod.vm(), 9)
         until(lambda: pod.status().state == m.NOT_READY, "the pod is not ready")
         assert made.until_exited().exit_code == 137
+
+
+def test_shim_that_dies(node: Node, handler: str) -> None:
+    """All containers of the pod end, although containerd asks nobody to clean up after each of them."""
+    if handler == "runc":
+        pytest.skip("the containers of runc's pods have no VM that ends with the shim")
+    with node.pod(handler, "killed") as pod:
+        made, other = pod.start("main"), pod.start("other")
+        vm = pod.vm()
+        os.kill(pod.shim(), 9)
+        assert made.until_exited().exit_code == 255
+        assert other.until_exited().exit_code == 255
+        until(lambda: _is_down(pod), "the pod is not ready")
+        until(lambda: not os.path.exists(f"/proc/{vm}"), "the VM has ended", 10)
+        other.remove()
+
+
+def _is_down(pod: Pod) -> bool:
+    try:
+        return pod.status().state == m.NOT_READY
+    except CallError:  # containerd asks the shim that has just gone
+        return False
