@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from hako.agent import system
+from hako.agent import pci, system
 from hako.agent.loop import Loop
 from hako.linux import syscalls
 from hako.wire import calls
@@ -190,7 +190,7 @@ async def _find(loop: Loop, disks: list[str]) -> dict[str, str]:
         if not missing:
             return {serial: names[serial] for serial in disks}
         if not attempt & attempt - 1:  # now, and ever more seldom
-            system.find_plugged_devices()
+            pci.find_plugged()
             _scan()
         await loop.sleep(_FIND_PAUSE)
     raise calls.CallError(calls.NOT_FOUND, f"disk {missing.pop()} did not appear")

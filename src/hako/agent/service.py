@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from hako.agent import cgroups, system
+from hako.agent import cgroups, pci, system
 from hako.agent.channel import Channel
 from hako.agent.containers import Container, Containers
 from hako.agent.loop import Future, Loop
@@ -183,10 +183,11 @@ class Service:
         await self._store.start_ahead()
         system.forget_bytecode()
         system.drop_caches()
-        system.ignore_pci_hotplug()
-        if not squeeze:
-            network.note_untouched()
-        return {}
+        pci.ignore_hotplug()
+        if squeeze:
+            return {}
+        network.note_untouched()
+        return {"share": pci.learn_share()}
 
     async def resized(self, params: Params) -> Params:
         vcpus = _integer(params, "vcpus", 1, 255)
@@ -209,8 +210,8 @@ class Service:
         if not isinstance(options, str) or len(options) > 1024:
             raise _bad("options: not a short text")
         for attempt in range(_MOUNT_TRIES):
-            if driver == "virtiofs":
-                system.find_plugged_devices()
+            if driver == "virtiofs" and not pci.use_known():
+                pci.find_plugged()
             try:
                 path = system.mount_share(str(driver), _name(params, "tag"), _name(params, "name"), options)
                 break
@@ -234,7 +235,7 @@ class Service:
             links = network.cards()
             if not network.missing(wanted, links):
                 break
-            system.find_plugged_devices()
+            pci.find_plugged()
             await self._loop.sleep(_NETWORK_PAUSE)
         interfaces = network.apply(wanted, links, describe=describe)
         return {"interfaces": interfaces} if describe else {}

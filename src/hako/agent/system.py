@@ -35,7 +35,6 @@ _FIRST_MOUNTS = (
 )
 
 
-_hotplug_ignored = False
 #: Paths of the host's shares.
 _mounted: set[str] = set()
 #: Modules that load_on_demand() has loaded.
@@ -157,25 +156,6 @@ def set_mac(mac: bytes) -> None:
         fcntl.ioctl(control.fileno(), 0x8924, request)  # SIOCSIFHWADDR
     finally:
         control.close()
-
-
-def ignore_pci_hotplug() -> None:
-    """Have the kernel not look after PCI devices that are plugged in: find_plugged_devices() does, when it is time.
-
-    It would do so by interpreted ACPI code (GPE 1 of QEMU's machines), before it does anything else.
-    """
-    try:
-        write("/sys/firmware/acpi/interrupts/gpe01", b"mask\n")
-    except OSError:
-        return  # a machine without it; the kernel goes on looking after devices itself
-    global _hotplug_ignored
-    _hotplug_ignored = True
-
-
-def find_plugged_devices() -> None:
-    """Find PCI devices that have been plugged in, if the kernel does not do that by itself."""
-    if _hotplug_ignored:
-        write("/sys/bus/pci/rescan", b"1")
 
 
 def reserve_memory(*, little: bool) -> None:

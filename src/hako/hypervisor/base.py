@@ -53,8 +53,9 @@ class Share9p(NamedTuple):
 class ShareVirtiofs(NamedTuple):
     """A share served by a virtiofs server, whose connected vhost-user socket is ``Backends.share``.
 
-    The server reads and writes the guest's memory, which therefore has to be ``shared``. A VM that has one cannot be
-    frozen: clones get theirs by ``Hypervisor.plug``.
+    The server reads and writes the guest's memory, which therefore has to be ``shared``. A VM that has had one from its
+    start cannot be frozen; one that was plugged in is left out of what is frozen, and each clone gets its own by
+    ``Backends.plugged``.
     """
 
     tag: str
@@ -222,6 +223,10 @@ class VmExit(NamedTuple):
         return f"{text} Last console lines: {' | '.join(self.console_tail[-5:])}" if self.console_tail else text
 
 
+class FreezeError(HypervisorError):
+    """A VM cannot be frozen because the share that was plugged in cannot be left out of what is frozen."""
+
+
 class CloneError(HypervisorError):
     """A VM cannot be a clone of what it was given: the state does not fit, or is damaged."""
 
@@ -282,7 +287,10 @@ class Hypervisor(Protocol):
     async def freeze(self) -> None:
         """Stop the VM for good and write the state of its devices to ``Backends.state``.
 
-        Together with its memory file this is all that a clone needs. Kill the VM afterwards.
+        Together with its memory file this is all that a clone needs. Kill the VM afterwards. A share that was plugged
+        in is taken away before, of which the guest learns nothing: a clone finds another one where it knows it to be.
+
+        Raises FreezeError when that is not possible.
         """
 
     async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Making a running VM larger and smaller: virtio-mem, vCPUs, balloon."""
+"""What comes to a running VM and goes: virtio-mem, vCPUs, balloon, network cards, the share of one that is frozen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hako.errors import HypervisorError
-from hako.hypervisor.base import Nic
+from hako.hypervisor.base import FreezeError, Nic
 from hako.hypervisor.qemu_args import MEMORY_DEVICE, nic_device
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ _PATH = f"/machine/peripheral/{MEMORY_DEVICE}"
 _POLL = 0.005
 #: virtio-mem adds and removes memory in blocks of this size (its block-size).
 _BLOCK = 2 << 20
+
+#: Registers of the hot-plug controller in QEMU's ``pc`` machine: the bus that is meant (0: the first), and the slots
+#: of it that are to be emptied, a bit each (QEMU's docs/specs/acpi_pci_hotplug.rst).
+_BUS_REGISTER = 0xAE10
+_EJECT_REGISTER = 0xAE08
 
 
 async def resize_memory(qmp: Qmp, extra: int, timeout: float) -> int:
@@ -61,6 +66,30 @@ async def add_nic(qmp: Qmp, nic: Nic, name: str, fds: Sequence[int]) -> None:
     except HypervisorError:
         await qmp.execute("netdev_del", {"id": name})
         raise
+
+
+async def take_away(qmp: Qmp, name: str) -> None:
+    """Take the PCI device ``name`` from a guest that stands still, without its noticing. Raises FreezeError.
+
+    Asked in the usual way, QEMU would wait for the guest to empty the slot when its drivers have let go of the device.
+    Here nobody uses it, and what the guest's kernel knows of it is to stay.
+    """
+    slot = await _slot(qmp, name)
+    if slot is not None:
+        for register, value in ((_BUS_REGISTER, 0), (_EJECT_REGISTER, 1 << slot)):
+            await qmp.execute("human-monitor-command", {"command-line": f"o /w {register:#x} {value:#x}"})
+    if slot is None or await _slot(qmp, name) is not None:
+        raise FreezeError("QEMU does not take a share's device away, with which it cannot freeze a VM.")
+
+
+async def _slot(qmp: Qmp, name: str) -> int | None:
+    """The slot of the device ``name`` on the first PCI bus, None when it is not there."""
+    buses = await qmp.execute("query-pci")
+    devices = buses[0].get("devices") if isinstance(buses, list) and buses and isinstance(buses[0], dict) else None
+    for device in devices if isinstance(devices, list) else ():
+        if isinstance(device, dict) and device.get("qdev_id") == name:
+            return int(device["slot"])
+    return None
 
 
 async def balloon(qmp: Qmp, size: int | None) -> int:

@@ -29,7 +29,7 @@ from hako.hypervisor.base import (
 )
 from hako.hypervisor.console import LOG_CAP, BoundedLog, SocketReader
 from hako.hypervisor.disks import DiskBus
-from hako.hypervisor.qemu_args import backend_fds, build_argv, virtiofs_device
+from hako.hypervisor.qemu_args import SHARE_DEVICE, backend_fds, build_argv, virtiofs_device
 from hako.proc import BASE_ENV
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class QemuVm:
         self._requested = False
         self._fatal = ""
         self._cards = 0  # that were plugged in
+        self._share_plugged = False
         self._disks = DiskBus(self.spec.id, self.capabilities.disks)
 
     @property
@@ -207,6 +208,9 @@ class QemuVm:
         if self._backends.state is None:
             raise StateError(f"VM {self.spec.id} was given no file for its state.")
         await self._command("stop")
+        if self._share_plugged:
+            await hotplug.take_away(self._monitor(), SHARE_DEVICE)
+            self._share_plugged = False
         await migration.save(self._monitor(), self._backends.state)
 
     async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:
@@ -217,6 +221,7 @@ class QemuVm:
             await hotplug.add_nic(self._monitor(), device, f"nic{self._cards}", fds)
         else:
             await self._monitor().execute("device_add", virtiofs_device(device))
+            self._share_plugged = True
 
     async def unplug(self, disk: Disk) -> None:
         await self._disks.remove(self._monitor(), disk)

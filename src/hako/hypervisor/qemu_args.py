@@ -32,6 +32,7 @@ SERIAL_PORTS = 2
 # Names of devices and objects, for commands to a running VM.
 MEMORY_DEVICE = "memory1"
 SHARE_CHARDEV = "virtiofs"
+SHARE_DEVICE = "virtiofs0"
 DISK_CONTROLLER = "disks"
 
 # Virtio 1 only: probing a device that also speaks the older dialect takes the guest longer.
@@ -95,7 +96,7 @@ def backend_fds(backends: Backends) -> dict[str, int]:
 
 def virtiofs_device(share: ShareVirtiofs) -> dict[str, object]:
     """The properties of a virtiofs share, as for QMP's device_add."""
-    return {"driver": "vhost-user-fs-pci", "id": "virtiofs0", "chardev": SHARE_CHARDEV, "tag": share.tag}
+    return {"driver": "vhost-user-fs-pci", "id": SHARE_DEVICE, "chardev": SHARE_CHARDEV, "tag": share.tag}
 
 
 def nic_device(nic: Nic, name: str) -> dict[str, object]:

@@ -77,7 +77,7 @@ def fake_crun(directory: str) -> str:
 
 def main() -> None:
     """What hako.agent.main does in a VM, less what concerns the VM. Directory and port are arguments."""
-    from hako.agent import cgroups, containers, crun, devices, network, sockets, system
+    from hako.agent import cgroups, containers, crun, devices, network, pci, sockets, system
     from hako.agent.channel import Channel
     from hako.agent.loop import Loop
     from hako.agent.service import Service
@@ -102,7 +102,8 @@ def main() -> None:
     network.apply = lambda wanted, links, *, describe=True: []  # noqa: ARG005
     # So are memory and devices.
     system.reserve_memory = lambda *, little: None  # noqa: ARG005
-    system.drop_caches = system.ignore_pci_hotplug = lambda: None
+    system.drop_caches = pci.ignore_hotplug = lambda: None
+    pci.learn_share = lambda: False
     devices.guard = lambda key: True  # noqa: ARG005
     loop = Loop()
     loop.start()

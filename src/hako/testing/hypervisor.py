@@ -157,6 +157,7 @@ class FakeVm:
         if self._backends.state is None:
             raise StateError(f"VM {self.spec.id} was given no file for its state.")
         self._set_state("freeze", "paused")
+        self.plugged = [device for device in self.plugged if not isinstance(device, ShareVirtiofs)]
         os.pwrite(self._backends.state, _FROZEN, 0)
 
     async def plug(self, device: ShareVirtiofs | Nic | Disk, fds: Sequence[int] = ()) -> None:

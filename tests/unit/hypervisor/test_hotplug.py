@@ -10,6 +10,7 @@ import pytest
 
 from hako.errors import HypervisorError, TimedOutError
 from hako.hypervisor import hotplug, migration
+from hako.hypervisor.base import FreezeError
 
 _MIB = 1 << 20
 
@@ -154,3 +155,24 @@ def test_waiting_for_a_state_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     qmp = Monitor(query_status=states("inmigrate"))
     with pytest.raises(TimedOutError):
         run(migration.load(qmp, 9))  # type: ignore[arg-type]
+
+
+def bus(*names: str) -> list[Any]:
+    """An answer to query-pci: devices in slots 1, 2 and so on."""
+    devices = [{"slot": slot, "qdev_id": name} for slot, name in enumerate(names, 1)]
+    return [{"bus": 0, "devices": devices}]
+
+
+def test_a_device_is_taken_away_by_its_slot() -> None:
+    qmp = Monitor(query_pci=[bus("", "serial", "share"), bus("", "serial")], human_monitor_command="")
+    run(hotplug.take_away(qmp, "share"))  # type: ignore[arg-type]
+    lines = [call["command-line"] for call in qmp.of("human-monitor-command")]
+    assert lines == ["o /w 0xae10 0x0", "o /w 0xae08 0x8"]
+
+
+@pytest.mark.parametrize(("there", "tries"), [(bus("share"), 2), (bus("serial"), 0), ([], 0), ([{}], 0), ({}, 0)])
+def test_a_device_that_stays_or_is_not_there(there: Any, tries: int) -> None:
+    qmp = Monitor(query_pci=[there, there], human_monitor_command="unknown command")
+    with pytest.raises(FreezeError, match="does not take a share's device away"):
+        run(hotplug.take_away(qmp, "share"))  # type: ignore[arg-type]
+    assert len(qmp.of("human-monitor-command")) == tries
