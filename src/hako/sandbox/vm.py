@@ -27,6 +27,7 @@ from hako.hypervisor.base import (
     VmSpec,
 )
 from hako.sandbox.spec import NO_NETWORK, SandboxSpec
+from hako.storage import shares
 from hako.storage.base import ShareDriver
 from hako.template import identity
 from hako.template.build import Recipe
@@ -134,7 +135,9 @@ def plan(spec: SandboxSpec, config: Config, share: ShareDriver, path: str, *, ni
     if spec.memory > limit:
         raise too_large(spec.memory, limit)
     what = identity.describe(vm_spec, image.digest, settings.qemu)
-    recipe = Recipe(vm_spec, what, settings.user, settings.qemu, config.sandbox.start_timeout)
+    recipe = Recipe(
+        vm_spec, what, settings.user, settings.qemu, config.sandbox.start_timeout, lambda: shares.make(config.share)
+    )
     return Plan(vm_spec, recipe, image.digest, image.modules or "")
 
 

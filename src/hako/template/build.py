@@ -1,15 +1,20 @@
-"""Making a template: boot a VM, give back what it does not need, stop it, and write down what is left."""
+"""Making a template: boot a VM, give back what it does not need, stop it, and write down what is left.
+
+A share that clones get plugged in is plugged into the template's VM too, with nothing in it, for the guest's kernel to
+find; it is taken away again before the VM is frozen.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from hako import log, store
 from hako.agent_client import AgentClient, field
 from hako.errors import HypervisorError, TimedOutError
-from hako.hypervisor.base import Backends, Balloon, VmSpec
+from hako.hypervisor.base import Backends, Balloon, FreezeError, ShareVirtiofs, VmSpec
 from hako.hypervisor.qemu import QemuVm
 from hako.template import files, identity, memory
 from hako.wire.calls import PROTOCOL_VERSION
@@ -30,6 +35,19 @@ class KilledError(HypervisorError):
     """Somebody has killed the VM of a template that was being made: the next one may well succeed."""
 
 
+class Share(Protocol):
+    """What a VM's files come from, as far as it is of interest here: hako.storage.base.ShareDriver."""
+
+    def plugged(self) -> ShareVirtiofs | None:
+        """What is added to the running VM, None when nothing is."""
+
+    async def start(self, path: str) -> int | None:
+        """Serve ``path``; return the connected socket for ``Backends.share``, None when there is none."""
+
+    async def close(self) -> None:
+        """Give back everything."""
+
+
 class Recipe(NamedTuple):
     """How to make a template. ``spec`` is that of a VM that is to be cloned from it."""
 
@@ -38,6 +56,7 @@ class Recipe(NamedTuple):
     user: str
     binary: str
     timeout: float  #: seconds until the agent must have answered
+    share: Callable[[], Share] | None = None  #: makes one such as clones get
 
     @property
     def key(self) -> str:
@@ -52,11 +71,25 @@ async def build(recipe: Recipe, root: str, nic: tuple[int, ...]) -> files.Templa
     """
     # Always the same one, so that a builder that is killed leaves nothing.
     empty = store.ensure_dir(os.path.join(root, "empty"))
+    share = recipe.share() if recipe.share is not None else None
+    if share is None or share.plugged() is None:
+        return await _build(recipe, root, empty, Backends(nic=nic))
+    try:
+        backends = Backends(nic=nic, share=await share.start(empty), plugged=share.plugged())
+        return await _build(recipe, root, empty, backends)
+    except FreezeError as error:
+        _log.warning(f"A template is made anew, without the share's device, so that its clones start slower. {error}")
+        return await _build(recipe, root, empty, Backends(nic=nic))
+    finally:
+        await share.close()
+
+
+async def _build(recipe: Recipe, root: str, empty: str, backends: Backends) -> files.Template:
     spec = identity.as_template(recipe.spec, empty)
     memory_fd = memory.new("hako-building", spec.memory)
     state_fd = memory.new("hako-building-state", 0)
     try:
-        await _make(recipe, spec, Backends(memory_fd, state_fd, nic=nic))
+        await _make(recipe, spec, backends._replace(memory=memory_fd, state=state_fd))
         return await asyncio.to_thread(files.publish, root, recipe.key, recipe.identity, memory_fd, state_fd)
     finally:
         os.close(memory_fd)
@@ -80,7 +113,11 @@ async def _make(recipe: Recipe, spec: VmSpec, backends: Backends) -> None:
             ) from None
         if spec.find(Balloon) is not None:
             await _trim(vm, agent, spec.memory)
-        await agent.call("Settle", {})
+        shown = backends.plugged is not None and await _show(vm, backends.plugged)
+        settled = await agent.call("Settle", {})
+        if shown and settled.get("share") is not True:
+            # A driver of the guest's may have taken it, and would go on with what each clone has instead.
+            raise FreezeError("The guest has not left the share's device as it found it.")
         # The guest reports free pages two seconds after it got them. Were it frozen before, each clone would do that.
         await asyncio.sleep(_REPORTING)
         await vm.freeze()
@@ -92,6 +129,16 @@ async def _make(recipe: Recipe, spec: VmSpec, backends: Backends) -> None:
         if agent is not None:
             agent.close()
         await vm.kill()
+
+
+async def _show(vm: QemuVm, share: ShareVirtiofs) -> bool:
+    """Plug the share in. Where it is refused, or its server is gone, clones find theirs as VMs that boot do."""
+    try:
+        await vm.plug(share)
+    except HypervisorError as error:
+        _log.warning(f"A template is made without the share's device, so that its clones start slower. {error}")
+        return False
+    return True
 
 
 def _on_death(agent: AgentClient, future: asyncio.Future[Any]) -> None:

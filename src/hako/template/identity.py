@@ -17,7 +17,7 @@ from hako.version import __version__
 from hako.wire.calls import PROTOCOL_VERSION
 
 #: Changes when a template of an earlier hako must not be used any more, for reasons that show nowhere else.
-FORMAT = 1
+FORMAT = 2
 
 KEY_LENGTH = 32
 
