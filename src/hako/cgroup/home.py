@@ -16,6 +16,11 @@ def remember() -> None:
     _directories[:] = dict.fromkeys(f"{mount}{own}".rstrip("/") for mount, own in found)
 
 
+def recall(directories: list[str]) -> None:
+    """The same, of a process that somebody else has moved, who remembered ``directories`` for it."""
+    _directories[:] = directories
+
+
 def directories() -> list[str]:
     """The directories of the cgroup that was remembered, in each hierarchy; none when the process has not moved."""
     return list(_directories)

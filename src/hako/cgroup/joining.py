@@ -22,12 +22,13 @@ _POLL_SECONDS = 0.02
 class Joining:
     """The move of the calling process into the cgroup with the record ``record``; an empty one moves nothing."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
+    def __init__(self, record: dict[str, Any], *, done: bool = False) -> None:
+        """``done``: whoever started the process has moved it."""
         self._record = record
         self._error: HakoError | None = None
         self._thread: threading.Thread | None = None
         self._staying = threading.Lock()
-        if record:
+        if record and not done:
             self._thread = threading.Thread(target=self._join, name="hako-cgroup")
             self._thread.start()
 
@@ -49,10 +50,12 @@ class Joining:
 
     def leave(self) -> None:
         """Go back to where the process came from, for good."""
+        if not self._record:
+            return
         if self._thread is not None:
             self._thread.join()
-            with self._staying:
-                home.enter(home.directories())
+        with self._staying:
+            home.enter(home.directories())
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:

@@ -112,13 +112,17 @@ class Tap:
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _OFFLOADS)
 
     def release(self) -> None:
-        """Close this process's descriptors of it; the device goes with the last one, or with QEMU's."""
-        while self.fds:
+        """QEMU has its descriptors: close all but one.
+
+        The device goes with the last one, which takes the kernel 20 ms; this way these are not part of QEMU's end.
+        """
+        while len(self.fds) > 1:
             os.close(self.fds.pop())
 
     def close(self) -> None:
         """Close everything that this process has of it."""
-        self.release()
+        while self.fds:
+            os.close(self.fds.pop())
         if self._home >= 0:
             os.close(self._home)
         self._home = -1

@@ -17,6 +17,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hako.cgroup import home
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError, HostError
@@ -56,7 +57,12 @@ DISMISSED = b"done\n"
 PROCESS_NAME = "hako-sandbox"
 
 _REFUSAL_SECONDS = 5.0
-_GUARDIAN = 'while read -r word; do [ "$word" = done ] && exit 0; set -- "$@" "$word"; done; exec "$@" 2>/dev/null'
+_GONE = "The process that was to be the sandbox's is gone."
+#: Goes into the cgroups whose number and directories come first, for the sandbox's is to be empty at its end.
+_GUARDIAN = (
+    'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs"; shift; n=$((n - 1)); done 2>/dev/null; '
+    'while read -r word; do [ "$word" = done ] && exit 0; set -- "$@" "$word"; done; exec "$@" 2>/dev/null'
+)
 
 
 class Ends:
@@ -140,6 +146,7 @@ def hand_over(
     the pool. Raises ExistsError when the id is taken, GoneError.
     """
     trace.begin("fork", "command")
+    spec = _move(prepared, spec)
     ends, ours = Ends.make(spec)
     connection = socket.socket(fileno=prepared.take())
     try:
@@ -148,7 +155,7 @@ def hand_over(
     except OSError as error:
         ends.close()
         records.reap(spec.id)
-        raise client.GoneError("The process that was to be the sandbox's is gone.") from error
+        raise client.GoneError(_GONE) from error
     finally:
         ends.close()
         ours.close()
@@ -171,19 +178,38 @@ def _fork_and_become(spec: SandboxSpec, config: Config, ends: Ends, ours: socket
 
 def _tell(prepared: Prepared, spec: SandboxSpec, config: Config, trace: Trace) -> socket.socket:
     """Have the process that waits be the sandbox's; returns the owner's connection. Raises GoneError."""
+    spec = _move(prepared, spec)
     connection = socket.socket(fileno=prepared.take())
     try:
         connection.sendall(_description(spec, config, trace))
     except OSError as error:
         connection.close()
-        raise client.GoneError("The process that was to be the sandbox's is gone.") from error
+        raise client.GoneError(_GONE) from error
     return connection
+
+
+def _move(prepared: Prepared, spec: SandboxSpec) -> SandboxSpec:
+    """Move the process that waits into its sandbox's cgroup; returns ``spec`` with what is known of that then.
+
+    It is loading modules still, and the kernel takes a while for this. Raises HostError, GoneError.
+    """
+    if not spec.cgroup:
+        return spec
+    from hako.cgroup.api import Cgroup
+
+    pid = prepared.pid()
+    if not pid:
+        raise client.GoneError(_GONE)
+    home.remember()
+    group = Cgroup.open(spec.cgroup)
+    group.add(pid)
+    return spec._replace(cgroup=group.to_json())
 
 
 def _description(spec: SandboxSpec, config: Config, trace: Trace, **more: Any) -> bytes:
     """The line that a process which waits is told."""
     known = {"spec": spec.to_json(), "values": config.values, "origins": config.origins, "spans": trace.spans}
-    return jsontext.dumps(known | more) + b"\n"
+    return jsontext.dumps(known | {"home": home.directories()} | more) + b"\n"
 
 
 def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
@@ -201,6 +227,7 @@ def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
     spec, trace = SandboxSpec.from_json(description["spec"]), Trace()
     trace.spans = list(description["spans"])
     config = config_from(description)
+    home.recall(description["home"])
     if make_face is not None:
         _, fds, _, _ = socket.recv_fds(owner, 1, _MAX_FDS)
         owner.close()
@@ -391,7 +418,8 @@ def start_guardian(code: str) -> int:
     Call it before private_mounts(). Other lines that are written to the pipe become arguments of ``code``.
     """
     read, write = os.pipe2(os.O_CLOEXEC)
-    argv = ["sh", "-c", _GUARDIAN, "hako-guardian", *interpreter(code)]
+    before = home.directories()
+    argv = ["sh", "-c", _GUARDIAN, "hako-guardian", str(len(before)), *before, *interpreter(code)]
     roots = {name: value for name, value in os.environ.items() if name.startswith("HAKO_")}
     env = {"PATH": "/usr/bin:/bin", **roots}
     os.posix_spawn("/bin/sh", argv, env, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)], setsid=True)
@@ -415,7 +443,7 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: 
     if spec.cgroup:
         from hako.cgroup.joining import Joining
 
-        joining = Joining(spec.cgroup)
+        joining = Joining(spec.cgroup, done=bool(home.directories()))
     import asyncio
 
     asyncio.run(_serve_new(spec, config, ends, trace, namespace, joining, face))
@@ -464,7 +492,6 @@ async def run_engine(ends: Ends, machine: Machine, face: Face | None = None) -> 
         gc.enable()
     except BaseException:
         await machine.close()
-        machine.tree.close()
         raise
     refill = None
     if machine.config.pool.size and machine.namespace is not None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+_PID_BYTES = 4
+
 
 class Prepared:
     """A process that loads what a sandbox process needs, and then waits to be told what it is for.
@@ -37,6 +39,13 @@ class Prepared:
         os.waitpid(middle, 0)
         #: The owner's end of the connection, open; whoever takes it owns it.
         self.connection = ours.detach()
+        self._pid = 0
+
+    def pid(self) -> int:
+        """The process's id; 0 when it is gone already."""
+        if not self._pid:
+            self._pid = int.from_bytes(os.read(self.connection, _PID_BYTES), "little")
+        return self._pid
 
     def close(self) -> None:
         """Let the process go: it is not needed. A second call does nothing."""
@@ -46,6 +55,7 @@ class Prepared:
 
     def take(self) -> int:
         """The connection's descriptor, which is the caller's from now on."""
+        self.pid()  # what it says first is not for the caller
         fd, self.connection = self.connection, -1
         return fd
 
@@ -58,6 +68,7 @@ def _wait(connection: int, serve: Callable[[int], None] | None) -> NoReturn:
             os.dup2(null, number)
         os.closerange(3, connection)
         os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
+        os.write(connection, os.getpid().to_bytes(_PID_BYTES, "little"))
         if serve is not None:
             serve(connection)
         else:

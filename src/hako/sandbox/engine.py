@@ -107,7 +107,6 @@ class Engine:
             await self._give_back()
             # Whoever still waits for an answer gets one.
             await server.drain(_DRAIN_TIMEOUT)
-            self.tree.close()
             records.finish(self.state)
             server.close()
 

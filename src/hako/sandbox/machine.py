@@ -67,11 +67,13 @@ class Machine:
         self._sizing = asyncio.Lock()
         self._extra = 0
         self._started = False
+        self._closed = False
+        self._dropping: asyncio.Future[None] | None = None
         self._starting: asyncio.Task[vm.Vm] | None = None
         self._under_way = asyncio.Event()
 
     async def under_way(self) -> None:
-        """Begin to start; return when that waits for nothing but QEMU, which needs some time, or has failed."""
+        """Begin to start; return when the guest is at work, and what is up to this process is done, or has failed."""
         if self._starting is None:
             self._starting = asyncio.ensure_future(self.start())
             self._starting.add_done_callback(lambda _task: self._under_way.set())
@@ -204,12 +206,8 @@ class Machine:
             self._hypervisor = hypervisor
             self.name = spec.id
             with self.trace.span("QEMU"):
-                # Copying memory and loading modules, both of which need the interpreter's lock, delay each other.
-                if filled is None:
-                    self._under_way.set()  # whoever waits for that comes when start() waits
-                else:
-                    filled.add_done_callback(lambda _copied: self._under_way.set())
                 await hypervisor.start(filled)
+        self._under_way.set()
         return await self._introduce(plan, share, hypervisor, cloned=held is not None)
 
     async def _backends(
@@ -324,22 +322,28 @@ class Machine:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _end(self) -> None:
-        """End VM and helper."""
+    async def _end(self, *, last: bool = False) -> None:
+        """End VM and helper; ``last``: what the guest saw goes too."""
         if self._vm is not None:
             self._vm.agent.close()
         self._vm = None
         self._started = False
-        # Both take the kernel a while.
-        untying = asyncio.ensure_future(self.network.close())
-        try:
-            if self._hypervisor is not None:
-                await self._hypervisor.kill()
-        finally:
-            await untying
-        self.network.drop_cards()
+        # All of this takes the kernel a while.
+        ends: list[Coroutine[Any, Any, object]] = [self.network.close(), self._end_share(last=last)]
+        if self._hypervisor is not None:
+            ends.insert(0, self._hypervisor.kill())
+        outcomes = await asyncio.gather(*ends, return_exceptions=True)
+        self._dropping = self.network.drop_cards()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _end_share(self, *, last: bool) -> None:
         if self._share is not None:
             await self._share.close()
+        if last and not self._closed:
+            self._closed = True
+            self.tree.close()
 
     async def kill(self) -> None:
         """End the VM at once; whoever waits for its guest is told. What it has stays until close()."""
@@ -347,11 +351,11 @@ class Machine:
             await self._hypervisor.kill()
 
     async def close(self) -> None:
-        """Give everything back. Can be repeated."""
+        """Give everything back, the tree included. Can be repeated."""
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._end()
+        await self._end(last=True)
 
 
 def _recipe(config: Config, *, nic: bool) -> Recipe:

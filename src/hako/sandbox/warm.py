@@ -210,7 +210,6 @@ class Warm:
             door.close()
             if self.taken is None:
                 await machine.close()
-                tree.close()
                 store.remove_tree(path)
             # Whoever wanted it gone knows now that it is; whoever came too late goes on at once.
             door.part()
