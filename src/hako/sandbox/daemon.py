@@ -21,7 +21,7 @@ from hako.cgroup import home
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError, HostError
-from hako.sandbox import client, records
+from hako.sandbox import client, guardian, records
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
@@ -50,19 +50,11 @@ if TYPE_CHECKING:
 _READ_SIZE = 64 << 10
 #: Descriptors that a face may need, and those of a sandbox.
 _MAX_FDS = 8
-#: What a guardian is told at an end that needs no cleaning up.
-DISMISSED = b"done\n"
-
 #: As ps and top show it.
 PROCESS_NAME = "hako-sandbox"
 
 _REFUSAL_SECONDS = 5.0
 _GONE = "The process that was to be the sandbox's is gone."
-#: Goes into the cgroups whose number and directories come first, for the sandbox's is to be empty at its end.
-_GUARDIAN = (
-    'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs"; shift; n=$((n - 1)); done 2>/dev/null; '
-    'while read -r word; do [ "$word" = done ] && exit 0; set -- "$@" "$word"; done; exec "$@" 2>/dev/null'
-)
 
 
 class Ends:
@@ -290,7 +282,10 @@ def spawn(spec: SandboxSpec, config: Config) -> socket.socket:
     if _from_pool(spec, config, ends, Trace()):
         return ours
     try:
-        argv = [*interpreter("from hako.sandbox.daemon import main; main()"), jsontext.dumps(description).decode()]
+        argv = [
+            *guardian.interpreter("from hako.sandbox.daemon import main; main()"),
+            jsontext.dumps(description).decode(),
+        ]
         numbers = ends.numbers()
         subprocess.run(
             [*argv, *map(str, numbers)], pass_fds=numbers, stdin=subprocess.DEVNULL, start_new_session=True, check=True
@@ -382,13 +377,6 @@ def _answer(owner: socket.socket, error: BaseException) -> None:
                 owner.sendall(frames.encode(frame.stream, frames.RESPONSE, calls.encode_error(failure)))
 
 
-def interpreter(code: str) -> list[str]:
-    """A command that runs ``code`` with this hako and its libraries, isolated from the program's surroundings."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    libraries = [path for path in sys.path if path.endswith(("/site-packages", "/dist-packages"))]
-    return [sys.executable, "-IS", "-c", f"import sys; sys.path += {[root, *libraries]!r}; {code}"]
-
-
 def close_inherited(kept: tuple[int, ...]) -> None:
     """Close what the starter had open: a lock or a pipe of its caller's must not live as long as the sandbox."""
     start = 3
@@ -412,21 +400,6 @@ def leave_standard_streams(sandbox_id: str) -> None:
     os.umask(0o022)
 
 
-def start_guardian(code: str) -> int:
-    """Start a guardian, which runs ``code`` when the pipe that is returned is closed before it is DISMISSED.
-
-    Call it before private_mounts(). Other lines that are written to the pipe become arguments of ``code``.
-    """
-    read, write = os.pipe2(os.O_CLOEXEC)
-    before = home.directories()
-    argv = ["sh", "-c", _GUARDIAN, "hako-guardian", str(len(before)), *before, *interpreter(code)]
-    roots = {name: value for name, value in os.environ.items() if name.startswith("HAKO_")}
-    env = {"PATH": "/usr/bin:/bin", **roots}
-    os.posix_spawn("/bin/sh", argv, env, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)], setsid=True)
-    os.close(read)
-    return write
-
-
 def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: Face | None) -> None:
     """Serve until the sandbox ends; the lock is held to the end. ``earlier`` is the trace up to here."""
     earlier.end("fork")
@@ -437,7 +410,7 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: 
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     syscalls.set_process_name(PROCESS_NAME)
-    guardian = start_guardian(f"from hako.sandbox.records import reap; reap({spec.id!r})")
+    watch = guardian.start(f"from hako.sandbox.records import reap; reap({spec.id!r})")
     namespace = private_mounts()
     joining = None
     if spec.cgroup:
@@ -447,7 +420,7 @@ def _serve(spec: SandboxSpec, config: Config, ends: Ends, earlier: Trace, face: 
     import asyncio
 
     asyncio.run(_serve_new(spec, config, ends, trace, namespace, joining, face))
-    os.write(guardian, DISMISSED)
+    os.write(watch, guardian.DISMISSED)
 
 
 def load_engine() -> type[Engine]:

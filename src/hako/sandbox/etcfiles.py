@@ -55,7 +55,7 @@ class EtcFiles:
         else:
             self._waiting.append((directory, hostname))
             for name in _FILES:
-                _write(os.path.join(directory, name), "")
+                write(os.path.join(directory, name), "")
         files = [name for name in _FILES if _ETC not in own and f"{_ETC}/{name}" not in own]
         return [_bind(os.path.join(directory, name), f"{_ETC}/{name}") for name in files]
 
@@ -82,12 +82,12 @@ def _bind(source: str, destination: str) -> dict[str, Any]:
 
 
 def _fill(directory: str, hostname: str, names: Names, more: Sequence[str]) -> None:
-    _write(os.path.join(directory, "hostname"), f"{hostname}\n")
-    _write(os.path.join(directory, "hosts"), hosts(hostname, names.addresses, more))
-    _write(os.path.join(directory, "resolv.conf"), names.resolv_conf)
+    write(os.path.join(directory, "hostname"), f"{hostname}\n")
+    write(os.path.join(directory, "hosts"), hosts(hostname, names.addresses, more))
+    write(os.path.join(directory, "resolv.conf"), names.resolv_conf)
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
     """Write into the file itself, which may be bound into a container already. Raises HostError."""
     try:
         with open(path, "w", encoding="utf-8") as file:

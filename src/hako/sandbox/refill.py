@@ -113,7 +113,7 @@ def _launch(warm_id: str, lock: int, namespace: int | None) -> None:
     import fcntl
 
     from hako.cgroup import home
-    from hako.sandbox.daemon import interpreter
+    from hako.sandbox.guardian import interpreter
 
     argv = [*interpreter("from hako.sandbox.warm import main; main()"), warm_id, *home.directories()]
     if namespace is not None:

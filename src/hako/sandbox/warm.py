@@ -32,7 +32,7 @@ from hako.errors import (
     TimedOutError,
 )
 from hako.linux import syscalls
-from hako.sandbox import daemon, pool, records, refill, requests, vm
+from hako.sandbox import daemon, guardian, pool, records, refill, requests, vm
 from hako.sandbox.machine import Machine, template_key
 from hako.sandbox.rehearsal import rehearse
 from hako.sandbox.spec import SandboxSpec
@@ -157,16 +157,16 @@ def _live(warm_id: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     syscalls.set_process_name("hako-warm")
     config, around = load(), pool.surroundings()
-    guardian = daemon.start_guardian(f"from hako.sandbox.pool import clean_up; clean_up({warm_id!r}, *sys.argv[1:])")
+    watch = guardian.start(f"from hako.sandbox.pool import clean_up; clean_up({warm_id!r}, *sys.argv[1:])")
     namespace = private_mounts()
 
     async def live() -> Warm:
-        warm = Warm(warm_id, config, around, namespace, guardian)
+        warm = Warm(warm_id, config, around, namespace, watch)
         await warm.run()
         return warm
 
     warm = asyncio.run(live())
-    os.write(guardian, daemon.DISMISSED)
+    os.write(watch, guardian.DISMISSED)
     if warm.taken is None and warm.replace:
         refill.fill_quietly(namespace)
 
@@ -174,7 +174,7 @@ def _live(warm_id: str) -> None:
 class Warm:
     """The life of a warm process up to its end, or its sandbox's."""
 
-    def __init__(self, warm_id: str, config: Config, around: list[int], namespace: int, guardian: int) -> None:
+    def __init__(self, warm_id: str, config: Config, around: list[int], namespace: int, watch: int) -> None:
         """``around`` are the surroundings() before this process left the mount ``namespace`` of the host."""
         self.id = warm_id
         self.taken: Handover | None = None
@@ -183,7 +183,7 @@ class Warm:
         self._config = config
         self._around = around
         self._namespace = namespace
-        self._guardian = guardian
+        self._watch = watch
         self._key = pool.key(config, around)
         self._state = pool.new_state(warm_id) | {"pid": os.getpid(), "key": self._key}
         self._since = time.monotonic()
@@ -313,7 +313,7 @@ class Warm:
         lock, listener, owner, token = fds
         if not pool.take(token):
             return False
-        os.write(self._guardian, f"{ids.check(spec.id, 'Sandbox id')}\n".encode())
+        os.write(self._watch, f"{ids.check(spec.id, 'Sandbox id')}\n".encode())
         os.rename(pool.entry_dir(self.id), os.path.join(records.run_dir(spec.id), records.WARM))
         with contextlib.suppress(OSError):  # whoever started it may be gone: the owner's connection will tell
             sock.send(pool.TAKEN)

@@ -14,7 +14,6 @@ import posixpath
 from typing import Any
 
 from hako import store
-from hako.errors import HostError
 from hako.network import dns
 from hako.sandbox import etcfiles, records
 from hako.shim.cri_messages import PodSandboxConfig
@@ -34,7 +33,7 @@ class PodFiles:
             texts["hostname"] = f"{config.hostname}\n"
         store.ensure_dir(self._directory)
         for name, text in texts.items():
-            _write(os.path.join(self._directory, name), text)
+            etcfiles.write(os.path.join(self._directory, name), text)
         self._names = sorted(texts)
 
     def mounts(self, spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,12 +63,3 @@ def _resolv_conf(config: PodSandboxConfig) -> str:
         lines += [f"nameserver {server}" for server in given.servers]
         lines += [f"options {' '.join(given.options)}"] if given.options else []
     return "".join(f"{line}\n" for line in lines) or dns.host_resolv_conf()
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-    except OSError as error:
-        raise HostError(f"Cannot write {path}: {error.strerror}.") from error

@@ -32,6 +32,21 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(monkeypatch)
 
 
+def go_outside(joining: Joining) -> tuple[threading.Event, threading.Thread]:
+    """Have a thread that is outside until the event is set."""
+    is_outside, come_back = threading.Event(), threading.Event()
+
+    def away() -> None:
+        with joining.outside():
+            is_outside.set()
+            assert come_back.wait(10)
+
+    thread = threading.Thread(target=away)
+    thread.start()
+    assert is_outside.wait(10)
+    return come_back, thread
+
+
 def test_outside_for_a_while(place: Place) -> None:
     joining = Joining({"path": "/x"})
     joining.wait()
@@ -43,12 +58,7 @@ def test_outside_for_a_while(place: Place) -> None:
 
 def test_nothing_is_started_while_the_process_is_outside(place: Place) -> None:
     joining = Joining({"path": "/x"})
-    is_outside, come_back = threading.Event(), threading.Event()
-
-    def away() -> None:
-        with joining.outside():
-            is_outside.set()
-            assert come_back.wait(10)
+    come_back, away = go_outside(joining)
 
     async def start() -> str:
         async with joining.inside():
@@ -61,11 +71,8 @@ def test_nothing_is_started_while_the_process_is_outside(place: Place) -> None:
         come_back.set()
         return await starting
 
-    thread = threading.Thread(target=away)
-    thread.start()
-    assert is_outside.wait(10)
     assert asyncio.run(main()) == "container's"
-    thread.join()
+    away.join()
 
 
 def test_a_start_that_is_given_up_keeps_nobody_inside(place: Place) -> None:
@@ -85,20 +92,21 @@ def test_a_start_that_is_given_up_keeps_nobody_inside(place: Place) -> None:
 
 def test_for_good(place: Place) -> None:
     joining = Joining({"path": "/x"})
-    is_outside, come_back = threading.Event(), threading.Event()
+    come_back, away = go_outside(joining)
 
-    def away() -> None:
-        with joining.outside():
-            is_outside.set()
-            assert come_back.wait(10)
-
-    threads = [threading.Thread(target=away), threading.Thread(target=joining.leave)]
-    threads[0].start()
-    assert is_outside.wait(10)
-    threads[1].start()  # it waits, or whoever comes back would do so after it
+    leaving = threading.Thread(target=joining.leave)
+    leaving.start()  # it waits, or whoever comes back would do so after it
     come_back.set()
-    for thread in threads:
-        thread.join()
+    away.join()
+    leaving.join()
+    assert place.where == "home"
+
+
+def test_whoever_was_moved_does_not_move(place: Place) -> None:
+    joining = Joining({"path": "/x"}, done=True)
+    joining.wait()
+    assert place.where == "home"
+    joining.leave()
     assert place.where == "home"
 
 
