@@ -70,7 +70,7 @@ daemon.serve_prepared(theirs.detach())"""
     loaded = modules_after(code)
     assert {"hako.sandbox.machine", "hako.hypervisor.qemu", "asyncio.sslproto"} <= loaded
     assert "_ssl" not in loaded
-    # There is time for these while QEMU starts.
+    # There is time for these when the guest is at work.
     assert not loaded & {"hako.sandbox.engine", "qemu.qmp", "hako.shim.shim"}
 
 

@@ -236,7 +236,7 @@ def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
 
 
 def _load_modules() -> None:
-    """Load what is needed until QEMU has been started; there is time for the rest while it starts."""
+    """Load what is needed until the guest is at work; then there is time for the rest."""
     _do_without_ssl()
     import asyncio  # noqa: F401
 
@@ -439,7 +439,7 @@ async def _serve_new(
     joining: Joining | None,
     face: Face | None,
 ) -> None:
-    """Start the VM, and the engine while QEMU starts."""
+    """Start the VM, and the engine when the guest is at work."""
     from hako.sandbox.machine import Machine
     from hako.storage.tree import SharedTree
 

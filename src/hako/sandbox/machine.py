@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds a guest has to give memory up; it goes on giving later.
 _SHRINK_TIMEOUT = 10.0
+#: Seconds until a clone's guest is at work, where no template has to be made and nobody has to be waited for.
+_SOON = 0.25
 
 
 class Machine:
@@ -73,11 +75,16 @@ class Machine:
         self._under_way = asyncio.Event()
 
     async def under_way(self) -> None:
-        """Begin to start; return when the guest is at work, and what is up to this process is done, or has failed."""
+        """Begin to start; return when the guest is at work, or that has failed or takes longer than usual.
+
+        Until then nobody is served, and nobody notices that whoever wants the VM has gone.
+        """
         if self._starting is None:
             self._starting = asyncio.ensure_future(self.start())
             self._starting.add_done_callback(lambda _task: self._under_way.set())
-        await self._under_way.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SOON):
+                await self._under_way.wait()
 
     async def ready(self) -> vm.Vm:
         """What start() returns, which may be under way. Who gives up waiting gives up the start. Raises HakoError."""

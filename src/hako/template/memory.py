@@ -79,7 +79,7 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def copy(source: int, target: int) -> None:
-    """Copy what is in ``source`` to the empty file ``target``; holes stay holes.
+    """Copy what is in ``source`` to the empty file ``target``; holes stay holes. Raises HostError.
 
     For a thread of its own, which has to wait for the interpreter's lock between any two of hundreds of parts.
     """
@@ -91,6 +91,8 @@ def copy(source: int, target: int) -> None:
             end = offset + length
             while offset < end:
                 offset += os.copy_file_range(source, target, end - offset, offset, offset)
+    except OSError as error:
+        raise HostError(f"Cannot copy a template's memory: {error.strerror}.") from error
     finally:
         sys.setswitchinterval(usual)
 
