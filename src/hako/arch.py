@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from hako.named import NamedTuple
 
 
 class Arch(NamedTuple):

@@ -269,13 +269,15 @@ class Containers:
             self._loop.release_exits()
             process.stdio.after_spawn()
             _unlink(pid_file)
-            _unlink(socket_path)
+            if process.stdio.terminal:
+                _unlink(socket_path)
         process.stdio.start()
 
     def _scratch(self) -> str:
         """The beginning of file names that only one crun command uses."""
+        if not self._serial:
+            os.makedirs(_SCRATCH, exist_ok=True)
         self._serial += 1
-        os.makedirs(_SCRATCH, exist_ok=True)
         return f"{_SCRATCH}/{self._serial}"
 
     async def _crun(self, args: list[str]) -> tuple[int, str]:

@@ -27,7 +27,7 @@ _ID_REST = _ID_FIRST | frozenset("_.-")
 
 
 #: A share's or network's device that was plugged in appears within 5 s, memory and processors are there within 10 s.
-_MOUNT_TRIES = 1000
+_MOUNT_TRIES = range(1000)
 _MOUNT_PAUSE = 0.005
 _NETWORK_TRIES = 500
 _NETWORK_PAUSE = 0.01
@@ -108,6 +108,7 @@ class Service:
         self._containers: Containers | None = None
         self._sockets: Sockets | None = None
         self._first_memory = system.memory()["total"]
+        self._kernel = os.uname().release
         self.ended = Future()
 
     def attach(self, channel: Channel) -> None:
@@ -149,8 +150,7 @@ class Service:
         if version != calls.PROTOCOL_VERSION:
             message = f"the agent speaks protocol {calls.PROTOCOL_VERSION}, not {version}"
             raise calls.CallError(calls.FAILED_PRECONDITION, message)
-        uname = os.uname()
-        return {"version": version, "agent": __version__, "kernel": uname.release, "uptime_ns": system.uptime_ns()}
+        return {"version": version, "agent": __version__, "kernel": self._kernel, "uptime_ns": system.uptime_ns()}
 
     async def configure(self, params: Params) -> Params:
         if "time_ns" in params:
@@ -182,6 +182,7 @@ class Service:
 
         await self._store.start_ahead()
         system.forget_bytecode()
+        system.forget_garbage()
         system.drop_caches()
         pci.ignore_hotplug()
         if squeeze:
@@ -209,7 +210,7 @@ class Service:
         options = params.get("options", "")
         if not isinstance(options, str) or len(options) > 1024:
             raise _bad("options: not a short text")
-        for attempt in range(_MOUNT_TRIES):
+        for attempt in _MOUNT_TRIES:
             if driver == "virtiofs" and not pci.use_known():
                 pci.find_plugged()
             try:
@@ -217,7 +218,7 @@ class Service:
                 break
             except OSError:
                 # A device that has just been plugged in takes a moment to appear.
-                if driver != "virtiofs" or attempt == _MOUNT_TRIES - 1:
+                if driver != "virtiofs" or attempt == _MOUNT_TRIES[-1]:
                     raise
             await self._loop.sleep(_MOUNT_PAUSE)
         return {"path": path}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import fcntl
+import gc
 import os
 import struct
 import sys
@@ -20,6 +21,7 @@ _MODULES = "/usr/lib/hako/modules.json"
 _SHARES = "/run/hako/shares"
 _RNDADDENTROPY = 0x40085203  # include/uapi/linux/random.h
 _RNDRESEEDCRNG = 0x5207
+_ENTROPY = struct.Struct("ii")  # its amount in bits, and the length of what follows in bytes
 
 _NOSUID_NODEV_NOEXEC = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 #: source, target, type, flags, data; in order.
@@ -35,6 +37,8 @@ _FIRST_MOUNTS = (
 )
 
 
+#: So many objects may come and not go again before the agent looks for garbage.
+_NEW_OBJECTS = 10_000
 #: Paths of the host's shares.
 _mounted: set[str] = set()
 #: Modules that load_on_demand() has loaded.
@@ -96,6 +100,17 @@ def _modules() -> dict[str, Any]:
     with open(_MODULES, "rb") as file:
         value: dict[str, Any] = jsontext.loads(file.read())
     return value
+
+
+def forget_garbage() -> None:
+    """Let go of objects that nothing uses, and from now on look at new ones only, and seldom.
+
+    The usual threshold is reached while a clone makes its first container, and looking takes an emulated guest longer
+    than anything else of the agent's.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 def find_port(name: str) -> str | None:
@@ -192,7 +207,7 @@ def add_entropy(data: bytes) -> None:
     """Feed ``data``, full entropy, to the kernel's generator and have it reseed at once."""
     device = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
+        fcntl.ioctl(device, _RNDADDENTROPY, _ENTROPY.pack(len(data) * 8, len(data)) + data)
         fcntl.ioctl(device, _RNDRESEEDCRNG)
     finally:
         os.close(device)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from typing import NamedTuple
 
 from hako.cgroup import files
 from hako.cgroup.path import CgroupPath
 from hako.errors import HostError
+from hako.named import NamedTuple
 
 MOUNT = "/sys/fs/cgroup"
 #: The key of version 2's hierarchy, where version 1's have the name of a controller.

@@ -7,9 +7,10 @@ so that a guest that has broken out of its container still gets no more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 
 #: Bytes: the guest's kernel and agent (128 MiB at most), translated code (256 MiB at most), QEMU's tables and heap,
 #: the sandbox process, the file server.

@@ -6,9 +6,8 @@ one is the container's id as a relative path, and systemd's form is ``slice:pref
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 
 _DEFAULT_SLICE = "system.slice"
 _DEFAULT_PREFIX = "hako"

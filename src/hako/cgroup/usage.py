@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from hako.cgroup import files
 from hako.cgroup.hierarchy import UNIFIED
+from hako.named import NamedTuple
 
 
 class Usage(NamedTuple):

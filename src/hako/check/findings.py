@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from typing import NamedTuple
 
 from hako import arch, paths, units
 from hako.config.settings import Config
 from hako.errors import HakoError, HostError, ImageError
+from hako.named import NamedTuple
 
 OK = "ok"
 NOTE = "note"  #: fine; worth knowing

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError, HakoError, NotFoundError, StateError
+from hako.named import NamedTuple
 from hako.sandbox import records
 
 TYPE_CHECKING = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from hako.cli.copytree import TreeWriter, copy, read_tree
 from hako.errors import ConfigError, NotFoundError
+from hako.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

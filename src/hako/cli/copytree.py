@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import IO
 
 from hako.errors import ConfigError, HakoError, StateError
+from hako.named import NamedTuple
 
 DIRECTORY, FILE, LINK = "directory", "file", "link"
 _MAX_DEPTH = 300

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import NamedTuple
 
 from hako import units
 from hako.cli import containers, options, tables
 from hako.errors import HakoError
+from hako.named import NamedTuple
 from hako.sandbox import client, requests
 
 _HEADER = ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS", "VM PSS")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import NotFoundError, StateError
+from hako.named import NamedTuple
 
 #: Who was at work, in the order in which they appear; others come after these.
 LANES = ("command", "sandbox", "VM", "container")

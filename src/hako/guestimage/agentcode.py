@@ -6,9 +6,9 @@ import ast
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from hako.errors import ImageError
+from hako.named import NamedTuple
 
 ENTRY = "hako.agent.main"
 #: The agent's package goes in whole, the modules of the others that it can reach go with it.

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from hako import store
 from hako.arch import current
@@ -22,6 +21,7 @@ from hako.guestimage.licences import copyright_text, licence_names
 from hako.guestimage.manifest import GuestImage
 from hako.guestimage.packages import Apt, Package
 from hako.guestimage.rootfs import Rootfs, build_rootfs
+from hako.named import NamedTuple
 from hako.paths import cache_dir, guest_images_dir
 from hako.version import __version__
 

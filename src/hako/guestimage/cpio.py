@@ -6,9 +6,9 @@ The archive depends on nothing but the tree's content: entries are sorted, owner
 from __future__ import annotations
 
 import stat
-from typing import NamedTuple
 
 from hako.errors import ImageError
+from hako.named import NamedTuple
 
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"

@@ -9,9 +9,9 @@ exception.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from hako.errors import ImageError
+from hako.named import NamedTuple
 
 MACHINE_X86_64 = 62
 TYPE_EXECUTABLE = 2

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from hako.arch import current
 from hako.errors import ImageError
+from hako.named import NamedTuple
 from hako.proc import BASE_ENV, CommandFailedError, run
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")

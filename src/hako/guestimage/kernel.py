@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
 
 from hako.arch import current
 from hako.errors import ImageError
 from hako.guestimage.compression import decompress, kind_of
 from hako.guestimage.elf import TYPE_EXECUTABLE, ElfFile
+from hako.named import NamedTuple
 
 _PVH_OWNER = "Xen"
 _PVH_ENTRY = 18  # XEN_ELFNOTE_PHYS32_ENTRY

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from hako import store
 from hako.errors import ImageError
@@ -16,6 +15,7 @@ from hako.guestimage.licences import copyright_text
 from hako.guestimage.modules import ModuleDirectory, ModulePlan
 from hako.guestimage.packages import Package, unpack
 from hako.guestimage.requested import Requested
+from hako.named import NamedTuple
 from hako.paths import cache_dir
 
 #: Raised when what this file keeps of a kernel package changes.

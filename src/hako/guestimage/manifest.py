@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import digests
 from hako.errors import ImageError
+from hako.named import NamedTuple
 
 MANIFEST = "manifest.json"
 KERNEL = "vmlinux"

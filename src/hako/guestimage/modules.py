@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from hako.errors import ImageError
 from hako.guestimage.compression import decompress
 from hako.guestimage.elf import modinfo
+from hako.named import NamedTuple
 
 #: Loaded at boot, in this order: without them no sandbox works.
 REQUIRED = ("virtio_pci", "virtio_console", "9p", "9pnet_virtio", "virtio_rng", "overlay")

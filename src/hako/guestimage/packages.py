@@ -11,11 +11,12 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hako import store
 from hako.arch import current
 from hako.errors import HostError, ImageError
+from hako.named import NamedTuple
 from hako.paths import cache_dir
 from hako.proc import CommandFailedError, run
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from hako.errors import ImageError
 from hako.guestimage.manifest import SUMS
 from hako.guestimage.modules import ModuleDirectory, canonical, load_order
+from hako.named import NamedTuple
 
 #: Where the guest has the directory (see storage/tree.py).
 GUEST_DIRECTORY = "/run/hako/shares/shared/.modules"

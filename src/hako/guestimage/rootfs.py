@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from hako.arch import current
 from hako.errors import ImageError
@@ -18,6 +17,7 @@ from hako.guestimage.interpreter import Discovery, GuestPython, Source, guest_co
 from hako.guestimage.kerneltree import KernelTree
 from hako.guestimage.packages import Apt, Package
 from hako.guestimage.userland import Userland
+from hako.named import NamedTuple
 from hako.proc import BASE_ENV, run
 
 CRUN = "usr/bin/crun"

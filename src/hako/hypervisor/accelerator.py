@@ -11,12 +11,12 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from hako import log, paths, store
 from hako.errors import ConfigError, HakoError, HostError
 from hako.hypervisor.base import VmSpec
 from hako.hypervisor.confine import DEFAULT_USER
+from hako.named import NamedTuple
 
 _log = log.get("hypervisor")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from hako import log, proc
 from hako.errors import HostError
 from hako.hypervisor.base import Share9p, VmSpec
+from hako.named import NamedTuple
 
 _log = log.get("hypervisor")
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import os
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import HostError, StateError
 from hako.linux import rtnetlink
 from hako.linux.netlink import Netlink
+from hako.named import NamedTuple
 from hako.network import namespace as namespaces
 from hako.network.endpoint import Attachment, Endpoint, discover
 from hako.network.tap import Tap

@@ -6,9 +6,9 @@ import errno
 import os
 import socket
 from types import TracebackType
-from typing import NamedTuple
 
 from hako.errors import ConfigError, HostError
+from hako.named import NamedTuple
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 #: Ports one option can publish: each is several rules in the host's packet filter.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import arch
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 from hako.oci import capabilities, environment, seccomp, users
 
 OCI_VERSION = "1.0.2"

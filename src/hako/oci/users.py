@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from hako.errors import ConfigError, ImageError
+from hako.named import NamedTuple
 
 MAX_FILE = 1 << 20
 MAX_ID = (1 << 31) - 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 from hako import arch
 from hako.errors import ImageError
+from hako.named import NamedTuple
 
 MAX_JSON = 4 << 20
 

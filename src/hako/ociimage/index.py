@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
 
 from hako import store
 from hako.errors import HostError, ImageError
+from hako.named import NamedTuple
 from hako.ociimage import imageconfig, staging
 
 _RECORD = "record.json"

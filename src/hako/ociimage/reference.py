@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from hako.errors import ConfigError, ImageError, NotFoundError
+from hako.named import NamedTuple
 
 REGISTRY = "registry"
 LAYOUT = "oci"

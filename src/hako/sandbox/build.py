@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import ids, units
 from hako.config.settings import Config
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 from hako.oci import spec as oci_spec
 from hako.oci.spec import RunOptions
 from hako.ociimage import api as ociimage

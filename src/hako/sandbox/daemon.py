@@ -14,14 +14,13 @@ import os
 import signal
 import socket
 import sys
-import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hako.cgroup import home
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError, HostError
-from hako.sandbox import client, guardian, records
+from hako.sandbox import client, guardian, lean, records
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
@@ -237,7 +236,7 @@ def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
 
 def _load_modules() -> None:
     """Load what is needed until the guest is at work; then there is time for the rest."""
-    _do_without_ssl()
+    lean.load_less()
     import asyncio  # noqa: F401
 
     from hako.cgroup import joining  # noqa: F401
@@ -245,17 +244,6 @@ def _load_modules() -> None:
     from hako.hypervisor import accelerator, qemu, tsc  # noqa: F401
     from hako.sandbox import machine  # noqa: F401
     from hako.storage import virtiofs  # noqa: F401
-
-
-def _do_without_ssl() -> None:
-    """Spare what is imported from now on ssl, which it asks for in case somebody wants TLS: 4 ms and 1 MB.
-
-    For processes of hako's own, which never do.
-    """
-    ssl: Any = types.ModuleType("ssl")
-    ssl.SSLContext = ssl.SSLSocket = type("Unused", (), {})
-    ssl.SSLWantReadError = ssl.SSLSyscallError = type("UnusedError", (OSError,), {})
-    sys.modules.setdefault("ssl", ssl)
 
 
 def _first_line(owner: socket.socket) -> bytes:

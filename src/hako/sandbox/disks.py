@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hako.agent_client import field
 from hako.errors import HakoError, ProtocolError
 from hako.hypervisor.base import Disk, Hypervisor
+from hako.named import NamedTuple
 from hako.sandbox.guestdevices import Node
 from hako.storage.block import Plan
 from hako.storage.sources import OpenDisk

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import store
 from hako.errors import HostError
+from hako.named import NamedTuple
 from hako.sandbox.spec import SandboxSpec
 
 _ETC = "/etc"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 from hako.storage.block import Plan, Wanted
 from hako.storage.sources import device_name
 

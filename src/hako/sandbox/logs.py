@@ -12,7 +12,8 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from hako.named import NamedTuple
 
 _HEADER = struct.Struct("<QBI")
 #: Longer entries are not ours: the file is damaged from there on.

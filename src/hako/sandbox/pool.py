@@ -20,12 +20,13 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import ids, paths, store
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import HakoError
+from hako.named import NamedTuple
 from hako.sandbox import records
 from hako.sandbox.records import STATE_VERSION
 from hako.sandbox.spec import SandboxSpec

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import ids, units
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
 from hako.errors import ConfigError, ProtocolError
+from hako.named import NamedTuple
 from hako.sandbox.spec import NO_NETWORK, SandboxSpec
 
 #: What the guest needs beside its containers: kernel, agent, page cache for the share.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 
 #: The network of a sandbox that has nothing but its loopback, unless an engine connects it.
 NO_NETWORK = "none"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 from hako.oci import namespaces, seccomp_bpf
 from hako.sandbox import guestdevices, guestresources, guestsysctl
 from hako.sandbox.guestmounts import SHARE, Mounts, is_bind

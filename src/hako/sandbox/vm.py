@@ -7,7 +7,7 @@ import base64
 import logging
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import digests
 from hako.agent_client import AgentClient, field
@@ -26,6 +26,7 @@ from hako.hypervisor.base import (
     VmExit,
     VmSpec,
 )
+from hako.named import NamedTuple
 from hako.sandbox.spec import NO_NETWORK, SandboxSpec
 from hako.storage import shares
 from hako.storage.base import ShareDriver
@@ -50,7 +51,7 @@ _BLACKLIST = "tracer_init_tracefs"
 #: initrd's modules do not need. Interrupt routing by interpreted ACPI code costs another half, and as long for
 #: each device that is plugged in later; virtio uses MSI-X, which needs none. On one processor the kernel would
 #: take the lock prefix out of 9,000 instructions, one by one, which TCG then runs no quicker.
-_CMDLINE_TCG = "cryptomgr.notests tsc=reliable no_timer_check acpi=noirq noreplace-smp"
+_CMDLINE_TCG = "nowatchdog cryptomgr.notests tsc=reliable no_timer_check acpi=noirq noreplace-smp"
 _BLACKLIST_TCG = "crypto_kdf108_init,init_kprobe_trace,load_system_certificate_list"
 #: Would measure the time stamp counter once more, against an emulated timer, and replace what is right.
 _BLACKLIST_TSC = "init_tsc_clocksource"

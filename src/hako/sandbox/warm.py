@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import ids, log, store
 from hako.cgroup import home
@@ -32,6 +32,7 @@ from hako.errors import (
     TimedOutError,
 )
 from hako.linux import syscalls
+from hako.named import NamedTuple
 from hako.sandbox import daemon, guardian, pool, records, refill, requests, vm
 from hako.sandbox.machine import Machine, template_key
 from hako.sandbox.rehearsal import rehearse

@@ -10,10 +10,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from hako import proc
 from hako.errors import GRPC_UNAVAILABLE, HakoError, HostError, ProtocolError, TimedOutError
+from hako.named import NamedTuple
 from hako.shim.event_messages import SERVICE, Envelope, Event, ForwardRequest
 from hako.shim.messages import Any, Empty, Timestamp
 from hako.shim.ttrpc import Client, ClosedError

@@ -26,10 +26,11 @@ import select
 import stat
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from hako.errors import ConfigError, HostError, TimedOutError
 from hako.linux import syscalls
+from hako.named import NamedTuple
 from hako.shim.log_helper import LogHelper
 from hako.threads import in_thread_of_its_own
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from hako.errors import (
     GRPC_DEADLINE_EXCEEDED,
@@ -25,6 +25,7 @@ from hako.errors import (
     TimedOutError,
     from_wire,
 )
+from hako.named import NamedTuple
 from hako.sandbox.serving import READ_SIZE, FrameConnection, FrameServer
 from hako.shim.messages import KeyValue, Request, Response, Status
 from hako.wire import calls, frames, protobuf

@@ -7,10 +7,11 @@ containers into one directory of the host, and a driver makes that directory app
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from hako.errors import HakoError
 from hako.hypervisor.base import Device, ShareVirtiofs
+from hako.named import NamedTuple
 
 #: Tag of the share and its name in the guest, below /run/hako/shares.
 TAG = "hako.shared"

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako.errors import ConfigError
 from hako.linux import syscalls
+from hako.named import NamedTuple
 
 #: Where the agent mounts what is on a container's disks: below this, by the container's id and the mount's number.
 MOUNTS = "/run/hako/disks"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
+from hako.named import NamedTuple
 from hako.threads import in_thread_of_its_own
 
 #: mount(2) takes no more than a page of options.

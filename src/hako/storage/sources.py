@@ -7,9 +7,9 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from hako.errors import ConfigError
+from hako.named import NamedTuple
 
 # include/uapi/linux/fs.h
 _BLKROGET = 0x125E  #: whether a device is read-only

@@ -22,11 +22,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from hako import store
 from hako.errors import ConfigError, HostError
 from hako.linux import syscalls
+from hako.named import NamedTuple
 from hako.storage import mountlist
 from hako.storage.mountlist import Mount
 from hako.storage.sources import OpenDisk, Source, has_mounts_below, look, open_device, open_disk

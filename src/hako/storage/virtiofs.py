@@ -17,13 +17,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from typing import NamedTuple
 
 from hako import log, proc
 from hako.errors import HakoError, HostError
 from hako.hypervisor import confine
 from hako.hypervisor.base import Device, ShareVirtiofs
 from hako.hypervisor.console import BoundedLog, SocketReader
+from hako.named import NamedTuple
 from hako.proc import BASE_ENV, run
 from hako.storage.base import NAME, TAG, MountRequest
 

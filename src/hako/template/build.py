@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from hako import log, store
 from hako.agent_client import AgentClient, field
 from hako.errors import HypervisorError, TimedOutError
 from hako.hypervisor.base import Backends, Balloon, FreezeError, ShareVirtiofs, VmSpec
 from hako.hypervisor.qemu import QemuVm
+from hako.named import NamedTuple
 from hako.template import files, identity, memory
 from hako.wire.calls import PROTOCOL_VERSION
 

@@ -12,10 +12,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from hako import paths, store
 from hako.errors import HostError, ImageError, NotFoundError
+from hako.named import NamedTuple
 from hako.template import identity, memory
 
 #: Largest state that is believed; it is half a megabyte.

@@ -13,11 +13,11 @@ import fcntl
 import os
 import signal
 import time
-from typing import NamedTuple
 
 from hako import paths, store
 from hako.cgroup import home
 from hako.errors import HostError
+from hako.named import NamedTuple
 from hako.template import memory
 
 _MEMORY_FD, _STATE_FD, _NAMESPACE_FD = 3, 4, 5

@@ -16,9 +16,9 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from hako.errors import HostError, ImageError
+from hako.named import NamedTuple
 
 PAGE = 4096
 
