@@ -21,7 +21,7 @@ LAYERS = (
     {"config"},
     {"store", "agent_client"},
     {"proc", "ids", "units", "arch", "log", "threads"},
-    {"paths", "errors", "version", "log_output", "streams", "digests"},
+    {"paths", "errors", "version", "log_output", "streams", "digests", "named"},
     {"wire", "linux"},
 )
 #: Runs in the guest, which has nothing else.

@@ -17,13 +17,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from hako.cgroup import files, hierarchy, systemd, v1, v2
 from hako.cgroup.hierarchy import UNIFIED, Host
 from hako.cgroup.limits import Limits, Overhead, parse
 from hako.cgroup.path import CgroupPath, path_for
 from hako.errors import HostError, NotFoundError, StateError, TimedOutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Cgroup", "CgroupPath", "Overhead", "path_for"]
 

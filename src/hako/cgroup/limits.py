@@ -7,10 +7,13 @@ so that a guest that has broken out of its container still gets no more.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hako.errors import ConfigError
 from hako.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Bytes: the guest's kernel and agent (128 MiB at most), translated code (256 MiB at most), QEMU's tables and heap,
 #: the sandbox process, the file server.

@@ -7,9 +7,12 @@ A null where a value may be left out means that it is left out, and is removed, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from hako.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _Check = Callable[[object, str], None]
 

@@ -7,9 +7,12 @@ engines say ``--network host`` and ``--pid host``.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from hako.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: With this annotation set to ``true`` a left-out pid, ipc or uts namespace is the VM's instead of the host's.
 ANNOTATION = "dev.hako.guest-namespaces"

@@ -11,9 +11,12 @@ import socket
 import struct
 import termios
 import tty
-from typing import Any
 
 from hako.errors import ConfigError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Terminal:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Any
 
 from hako import ids
 from hako.errors import ConfigError, HakoError, StateError
@@ -17,6 +16,10 @@ from hako.runtime.making import refuse_fds, write_pid
 from hako.runtime.verbs import Call
 from hako.sandbox import client, requests
 from hako.wire import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MAX_PROCESS = 1 << 20
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

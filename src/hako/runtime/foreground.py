@@ -10,10 +10,13 @@ import signal
 import termios
 import tty
 from collections.abc import Iterator
-from typing import Any
 
 from hako.runtime.console import Terminal
 from hako.runtime.standin import StandIn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _CHUNK = 1 << 16
 #: The caller's, not meant for the container.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any
 
 from hako.cgroup.api import Cgroup, Overhead, path_for
 from hako.errors import HakoError, NotFoundError
 from hako.sandbox.requests import OVERHEAD
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def create(

@@ -7,12 +7,15 @@ network namespace that is another container's. As hako's guests have one network
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from hako.errors import ConfigError, StateError
 from hako.oci import pods
 from hako.runtime import containers
 from hako.runtime.containers import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def sandbox_owner(root: str, spec: dict[str, Any]) -> Container | None:

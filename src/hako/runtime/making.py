@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any
 
 from hako import ids, store
 from hako.config.load import load
@@ -32,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from hako.cgroup.api import Cgroup
     from hako.config.settings import Config

@@ -21,12 +21,15 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 from hako.errors import HakoError, HostError
 from hako.linux import syscalls
 from hako.sandbox import client, requests
 from hako.wire import calls, frames, jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 #: Exit status when the container's process was lost with its VM.
 LOST = 137

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from hako.cgroup import home
 from hako.config.load import apply_annotations
@@ -25,9 +24,10 @@ from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace, of_process
 from hako.wire import jsontext
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Protocol
+    from typing import Any, NoReturn, Protocol
 
     from hako.cgroup.joining import Joining
     from hako.sandbox.early import Prepared

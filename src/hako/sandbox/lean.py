@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: What asyncio and logging import and use only for coroutines in a debugger's eyes, TLS, or the text of a traceback: a
 #: third of what they load.

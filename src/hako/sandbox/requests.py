@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from hako import ids, units
 from hako.config.load import apply_annotations
@@ -15,6 +14,10 @@ from hako.config.settings import Config
 from hako.errors import ConfigError, ProtocolError
 from hako.named import NamedTuple
 from hako.sandbox.spec import NO_NETWORK, SandboxSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: What the guest needs beside its containers: kernel, agent, page cache for the share.
 OVERHEAD = 128 << 20

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 from hako.sandbox.requests import OVERHEAD, whole_mebibytes
 from hako.sandbox.spec import SandboxSpec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from hako.hypervisor.base import VmSpec
 
 

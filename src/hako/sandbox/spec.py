@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hako.errors import ConfigError
 from hako.named import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: The network of a sandbox that has nothing but its loopback, unless an engine connects it.
 NO_NETWORK = "none"
