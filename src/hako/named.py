@@ -1,7 +1,7 @@
 """NamedTuple, made quickly: for type checkers it is typing's, and it does what typing's does.
 
-typing takes up to 0.2 ms for each class, most of it to compile annotations that nobody ever evaluates, and as long as
-thirty of them to be loaded itself. A sandbox process has thirty classes before it can start a VM.
+typing's takes up to 0.2 ms for each class, most of it to compile annotations that nobody ever evaluates, and a sandbox
+process has thirty classes before it can start a VM. To load typing itself takes as long as all of these.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ _BLACKLIST = "tracer_init_tracefs,slab_sysfs_init"
 #: there is no real clock or processor to be wrong about. Key lists are for module signatures, which the
 #: initrd's modules do not need. Interrupt routing by interpreted ACPI code costs another half, and as long for
 #: each device that is plugged in later; virtio uses MSI-X, which needs none. On one processor the kernel would
-#: take the lock prefix out of 9,000 instructions, one by one, which TCG then runs no quicker.
+#: take the lock prefix out of 9,000 instructions, one by one, which TCG then runs no quicker. The watchdog for a
+#: processor that is stuck would only find the host busy.
 _CMDLINE_TCG = "nowatchdog cryptomgr.notests tsc=reliable no_timer_check acpi=noirq noreplace-smp"
 _BLACKLIST_TCG = "crypto_kdf108_init,init_kprobe_trace,load_system_certificate_list"
 #: Would measure the time stamp counter once more, against an emulated timer, and replace what is right.
