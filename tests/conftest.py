@@ -78,6 +78,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the run when a test has left a mount in its temporary directory, which pytest could not remove then."""
+    yield
+    left = leaks.mounts(str(tmp_path_factory.getbasetemp()))
+    for point in left:
+        leaks.unmount(point)
+    assert not left, "The tests left mounts behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def roots() -> Iterator[Roots]:
     """The directories of this test process, in force for it and all it starts. Fails the run when something is left."""
     base = os.path.join(os.environ["HAKO_TEST_ROOT"], os.environ.get("PYTEST_XDIST_WORKER", "main"))

@@ -37,6 +37,11 @@ def _is_keeper(cmdline: bytes, root: bytes) -> bool:
     )
 
 
+def unmount(point: str) -> None:
+    """Undo a mount, though it may be in use."""
+    subprocess.run(["umount", "--lazy", point], check=False)
+
+
 def mounts(root: str) -> list[str]:
     """The mount points below ``root``, innermost first."""
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
@@ -71,7 +76,7 @@ def clean(root: str) -> None:
             continue
     wait_gone(root, 5, keepers=True)
     for point in mounts(root):
-        subprocess.run(["umount", "--lazy", point], check=False)
+        unmount(point)
     if not mounts(root):  # never delete through a mount: the host's own files could be below it
         shutil.rmtree(root, ignore_errors=True)
 
