@@ -21,6 +21,8 @@ pytestmark = [
 
 _IN_A_ROW = 200
 _AT_ONCE = 30
+#: A shell touches a page or two more when it first looks around, each minute; two hundred leaks would be more.
+_SLACK = 32 << 10
 
 
 def _key(run_hako: RunHako, driver: str) -> str:
@@ -58,7 +60,7 @@ def test_two_hundred_clones_in_a_row(run_hako: RunHako, roots: Roots, driver: st
     assert done == [f"{number}\n" for number in range(_IN_A_ROW)]
     assert keeper.pid_of(key) == holder
     assert clones.checksum(key) == before
-    assert _resident(holder) <= resident
+    assert _resident(holder) <= resident + _SLACK
     assert len(os.listdir(f"/proc/{holder}/fd")) == fds
     _nothing_is_left(roots)
 
