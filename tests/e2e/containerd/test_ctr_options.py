@@ -77,10 +77,15 @@ def namespace(ctr: Ctr) -> Iterator[str]:
         ip -n pod addr add 10.77.0.2/24 dev eth0 && ip -n pod link set eth0 up && ip -n pod link set lo up &&
         ip -n pod route add default via 10.77.0.1
     """
-    ctr.containerd.machine.output("sh", "-c", ip)
-    yield "/run/netns/pod"
-    ctr.clear()
-    ctr.containerd.machine.output("ip", "netns", "delete", "pod")
+    machine = ctr.containerd.machine
+    try:
+        machine.output("sh", "-c", ip)
+        yield "/run/netns/pod"
+        ctr.clear()
+    finally:
+        # By itself the kernel would remove the link some time after the namespace.
+        machine.run(machine.inside("ip", "link", "delete", "veth-out"), check=False)
+        machine.output("ip", "netns", "delete", "pod")
 
 
 def test_a_network_namespace(ctr: Ctr, namespace: str) -> None:
