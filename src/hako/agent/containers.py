@@ -275,7 +275,7 @@ class Containers:
 
     def _scratch(self) -> str:
         """The beginning of file names that only one crun command uses."""
-        if not self._serial:
+        if not self._serial:  # makedirs runs a good deal of code to find that there is nothing to make
             os.makedirs(_SCRATCH, exist_ok=True)
         self._serial += 1
         return f"{_SCRATCH}/{self._serial}"

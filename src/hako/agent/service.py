@@ -27,7 +27,7 @@ _ID_REST = _ID_FIRST | frozenset("_.-")
 
 
 #: A share's or network's device that was plugged in appears within 5 s, memory and processors are there within 10 s.
-_MOUNT_TRIES = range(1000)
+_MOUNT_TRIES = range(1000)  # made before a clone starts, which would take more code than the loop
 _MOUNT_PAUSE = 0.005
 _NETWORK_TRIES = 500
 _NETWORK_PAUSE = 0.01
