@@ -14,7 +14,7 @@ stop_containers() {
             "$hako" rm --force "${ids[@]}" >/dev/null || true
         fi
     fi
-    # VMs that wait in the pool, and the processes that keep templates in memory.
+    # VMs that wait in the pool, the processes that keep templates in memory, and zygotes.
     if [ -x "$hako" ]; then
         local config=$CONFIG_FILE
         [ -e "$config" ] || config=/dev/null

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
 
-from hako.template import keeper
 from support import leaks, settings
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def roots() -> Iterator[Roots]:
         patch.setenv("HAKO_CONFIG", made.config)
         yield made
         # Templates are kept in memory for the next start, which there is none of any more.
-        keeper.stop_all()
+        leaks.stop_keepers()
     left = _left_behind(made)
     leaks.clean(base)
     assert not left, "The tests left behind:\n" + "\n".join(left)

@@ -35,6 +35,11 @@ EXIT_CANNOT_RUN = 126
 EXIT_NOT_FOUND = 127
 
 
+def sentence(error: BaseException) -> str:
+    """What to tell a user of ``error``: the whole text of hako's own, and the kind of any other."""
+    return str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
+
+
 class HakoError(Exception):
     """Root of everything hako raises on purpose. ``str(error)`` is the sentence for the user."""
 

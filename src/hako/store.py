@@ -102,10 +102,10 @@ def locked(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def staging_dir(parent: str) -> Iterator[str]:
     """A fresh directory under ``parent`` that is removed at the end unless it was renamed away."""
-    import tempfile
-
     ensure_dir(parent)
-    path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent)
+    # Nobody else has that name; tempfile would bring random, shutil and three ways to compress.
+    path = os.path.join(parent, STAGING_PREFIX + os.urandom(8).hex())
+    os.mkdir(path, 0o700)
     try:
         yield path
     finally:
@@ -114,6 +114,8 @@ def staging_dir(parent: str) -> Iterator[str]:
 
 def remove_tree(path: str) -> None:
     """Remove ``path`` and everything in it; a missing one is fine. Never follows symbolic links."""
+    if not os.path.lexists(path):
+        return
     import shutil
 
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hako.sandbox import zygotes
 from hako.template import keeper, memory
 from hako.template.keeper import Held
 from hako.version import __version__
@@ -104,18 +105,20 @@ def _life_of(made: Installation) -> None:
     _removal_of(made)
 
 
-def _keep_a_template(made: Installation) -> None:
-    """Have a template in memory, as after any container."""
+def _keep_what_stays(made: Installation) -> None:
+    """Have a template in memory, and a zygote, as after any container of containerd's."""
     held = Held(memory.new(f"hako-template-{'0' * 32}", 4096), memory.new("hako-state", 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAKO_STATE_ROOT", str(made.base / "run"))
         keeper.start("0" * 32, held, 600)
         assert keeper.pid_of("0" * 32)
+        zygotes.start("shim", "from hako.shim.zygote import main; main()", 600)
+        assert os.listdir(zygotes.directory())
     held.close()
 
 
 def _removal_of(made: Installation) -> None:
-    _keep_a_template(made)
+    _keep_what_stays(made)
     outside = made.base / "outside"
     outside.mkdir()
     (outside / "precious").touch()

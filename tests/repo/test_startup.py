@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import qemu.qmp
@@ -101,13 +102,29 @@ assert main(["-namespace", "n", "-id", "c", "-address", "/nowhere/a", "-bundle",
     }
 
 
+def test_a_shim_loads_little_to_ask_a_zygote() -> None:
+    """containerd waits for it at the beginning of each container."""
+    loaded = modules_after("import hako.shim.main, hako.cgroup.hurry, hako.shim.start")
+    assert "hako.sandbox.zygotes" in loaded
+    assert not loaded & {*SLOW, "typing", "contextlib", "socket", "signal", "re", "enum", "ctypes", "hashlib", "fcntl"}
+    assert not loaded & {"hako.config.settings", "hako.wire.protobuf", "hako.sandbox.daemon", "hako.sandbox.spec"}
+
+
+def test_claiming_a_sandbox_loads_nothing_for_temporary_files(tmp_path: Path) -> None:
+    code = f"""from hako import store
+with store.staging_dir({str(tmp_path)!r}) as path:
+    import os
+    os.rename(path, path + "-made")"""
+    assert not modules_after(code) & {"tempfile", "shutil", "random", "lzma", "bz2"}
+
+
 @pytest.mark.parametrize(
     "modules",
     [
         "hako.runtime.create, hako.runtime.making",
         "hako.runtime.execute, hako.runtime.standin",
         "hako.runtime.foreground",
-        "hako.shim.start, hako.runtime.making, hako.shim.bootstrap, hako.sandbox.requests, hako.sandbox.sizes",
+        "hako.shim.start, hako.shim.making, hako.shim.bootstrap",
     ],
 )
 def test_no_engine_waits_for_typing(modules: str) -> None:

@@ -15,8 +15,8 @@ from hako.shim import task_messages as messages
 from hako.shim.bootstrap_messages import BootstrapParams, BootstrapResult
 from hako.shim.messages import Empty
 from hako.shim.ttrpc import Client, Method, Server
-from hako.template import keeper
 from hako.wire.protobuf import Message
+from support import leaks
 from support.containerd import write_shim
 from support.machine import Machine
 
@@ -41,7 +41,7 @@ class BareContainerd:
 
     def __exit__(self, *_: object) -> None:
         try:
-            keeper.stop_all()  # they keep templates for the next start, in this machine's namespaces
+            leaks.stop_keepers()  # they keep templates for the next start, in this machine's namespaces
             left = self.machine.leftovers()
         finally:
             self.machine.close()

@@ -17,8 +17,7 @@ import tomllib
 from typing import Any, Self
 
 from hako.ociimage.index import Image
-from hako.template import keeper
-from support import images, machine, source
+from support import images, leaks, machine, source
 from support.machine import Done, Machine, remove_cgroups, until
 
 #: The directories in which the versions are installed.
@@ -101,7 +100,7 @@ class Containerd:
     def __exit__(self, *_: object) -> None:
         try:
             self.stop()
-            keeper.stop_all()  # they keep templates for the next start, in this machine's namespaces
+            leaks.stop_keepers()  # they keep templates for the next start, in this machine's namespaces
             left = [*self.machine.leftovers(), *remove_cgroups(self.namespace)]
         finally:
             self.machine.close()

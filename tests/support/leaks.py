@@ -8,11 +8,17 @@ import signal
 import subprocess
 import time
 
+from hako.sandbox import zygotes
+from hako.template import keeper
+
+#: What is in these directories of hako's live state is meant to stay.
+_STAYING = ("templates", "starting", "zygotes")
+
 
 def processes(root: str, *, keepers: bool = False) -> dict[int, str]:
     """The processes that were given something below ``root``, by command line or environment; not this one.
 
-    Those that keep a template in memory are meant to stay; they count with ``keepers`` alone.
+    Those that keep a template in memory, and zygotes, are meant to stay; they count with ``keepers`` alone.
     """
     wanted = root.rstrip("/").encode() + b"/"
     found = {}
@@ -30,7 +36,15 @@ def processes(root: str, *, keepers: bool = False) -> dict[int, str]:
     return found
 
 
+def stop_keepers() -> None:
+    """End what stays for the next start, in the directories that are in force here."""
+    keeper.stop_all()
+    zygotes.stop_all()
+
+
 def _is_keeper(cmdline: bytes, root: bytes) -> bool:
+    if cmdline.startswith(b"hako-zygote") or b"from hako.shim.zygote import" in cmdline:
+        return True
     words = cmdline.split(b"\0")
     return words[0].endswith((b"/sh", b"/nsenter")) and any(
         word.startswith(root) and word.endswith(b".json") and b"/templates/" in word for word in words
@@ -50,12 +64,12 @@ def mounts(root: str) -> list[str]:
 
 
 def files(root: str) -> list[str]:
-    """What is below ``root`` other than directories, and locks and records of templates, which may stay."""
+    """What is below ``root`` other than directories, and locks and records of templates and zygotes, which may stay."""
     return [
         os.path.join(folder, name)
         for folder, _, names in os.walk(root)
         for name in names
-        if not name.endswith(("lock", ".lock")) and os.path.relpath(folder, root) not in ("templates", "starting")
+        if not name.endswith(("lock", ".lock")) and os.path.relpath(folder, root) not in _STAYING
     ]
 
 

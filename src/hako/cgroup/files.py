@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 
 from hako.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 #: Version 1 shows no limit as a number near 2^63, rounded down to pages.
 _UNLIMITED = 1 << 62

@@ -20,11 +20,14 @@ _POLL_SECONDS = 0.02
 
 
 class Joining:
-    """The move of the calling process into the cgroup with the record ``record``; an empty one moves nothing."""
+    """The move of the calling process into the cgroup with the record ``record``; an empty one moves nothing.
+
+    ``record`` changes when systemd has made the cgroup, which it does for the first process.
+    """
 
     def __init__(self, record: dict[str, Any], *, done: bool = False) -> None:
         """``done``: whoever started the process has moved it."""
-        self._record = record
+        self.record = record
         self._error: HakoError | None = None
         self._thread: threading.Thread | None = None
         self._staying = threading.Lock()
@@ -37,7 +40,9 @@ class Joining:
 
         try:
             home.remember()
-            Cgroup.open(self._record).add(os.getpid())
+            group = Cgroup.open(self.record)
+            group.add(os.getpid())
+            self.record = group.to_json()
         except HakoError as error:
             self._error = error
 
@@ -50,7 +55,7 @@ class Joining:
 
     def leave(self) -> None:
         """Go back to where the process came from, for good."""
-        if not self._record:
+        if not self.record:
             return
         if self._thread is not None:
             self._thread.join()
@@ -60,7 +65,7 @@ class Joining:
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """For the block, be where the process came from: what is made in it is not the container's to pay for."""
-        if not self._record:
+        if not self.record:
             yield
             return
         self.wait()

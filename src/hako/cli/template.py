@@ -8,6 +8,7 @@ import sys
 from hako import units
 from hako.cli import options, tables
 from hako.config.load import load
+from hako.sandbox import zygotes
 from hako.template import api
 
 TYPE_CHECKING = False
@@ -116,5 +117,7 @@ def _remove(asked: argparse.Namespace) -> int:
     for name in names:
         print(api.remove(settings, name), flush=True)
     if asked.all:
+        # Nothing of what stays for the next start is left then.
         api.release_all()
+        zygotes.stop_all()
     return 0

@@ -141,6 +141,19 @@ class PoolSettings(Section):
     max_age: float = seconds(21600, "How long one waits before a fresh one takes its place.", 60, 315360000)
 
 
+class ShimSettings(Section):
+    """What serves containerd."""
+
+    name = "shim"
+    title = "The shim for containerd"
+
+    zygote: bool = flag(
+        True,
+        "Whether a process stays that has loaded what shims need and is forked for each, see "
+        "[containerd.md](containerd.md). It ends `template.keep` after its last use.",
+    )
+
+
 class ShareSettings(Section):
     """How files of the host reach the guest."""
 
@@ -227,6 +240,7 @@ SECTIONS: tuple[type[Section], ...] = (
     SandboxSettings,
     TemplateSettings,
     PoolSettings,
+    ShimSettings,
     ShareSettings,
     NetworkSettings,
     ImageSettings,
@@ -246,6 +260,7 @@ class Config(_Frozen):
     sandbox: SandboxSettings
     template: TemplateSettings
     pool: PoolSettings
+    shim: ShimSettings
     share: ShareSettings
     network: NetworkSettings
     image: ImageSettings

@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from hako.errors import HakoError, HostError
 from hako.linux import syscalls
+from hako.linux.title import set_title
 from hako.sandbox import client, requests
 from hako.wire import calls, frames, jsontext
 
@@ -276,15 +277,3 @@ def _look(view: dict[str, Any]) -> None:
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
-
-
-def set_title(title: str) -> None:
-    """What ps and top show of this process: its name, and its command line as far as there is room."""
-    syscalls.set_process_name(os.path.basename(title.partition(" ")[0]) or "container")
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
-        # Where the last byte is not zero, the kernel shows what comes before the first that is.
-        size = end - start
-        syscalls.write_memory(start, title.encode()[: size - 2].ljust(size - 1, b"\0") + b" ")

@@ -18,7 +18,7 @@ import sys
 from hako.cgroup import home
 from hako.config.load import apply_annotations
 from hako.config.settings import Config
-from hako.errors import HakoError, HostError
+from hako.errors import HakoError, HostError, sentence
 from hako.sandbox import client, guardian, lean, records
 from hako.sandbox.spec import SandboxSpec
 from hako.sandbox.trace import Trace, of_process
@@ -153,6 +153,25 @@ def hand_over(
         connection.close()
 
 
+def turn_into(
+    spec: SandboxSpec, config: Config, face: Face, kept: tuple[int, ...], trace: Trace, tell: Callable[[], None]
+) -> NoReturn:
+    """Have the calling process, which somebody has forked for that, be the sandbox's: one that nobody owns.
+
+    ``kept`` are the face's descriptors. ``tell`` is called when nothing more can fail that is for the caller to
+    answer for, and raises OSError when it has nobody to tell. Raises ExistsError when the id is taken, GoneError.
+    """
+    ends, ours = Ends.make(spec)
+    ours.close()
+    try:
+        tell()
+    except OSError as error:
+        ends.close()
+        records.reap(spec.id)
+        raise client.GoneError("Whoever has asked for the sandbox is gone.") from error
+    _become(spec, config, ends, trace, face, kept)
+
+
 def _fork_and_become(spec: SandboxSpec, config: Config, ends: Ends, ours: socket.socket, trace: Trace) -> None:
     middle = os.fork()
     if middle == 0:
@@ -209,9 +228,9 @@ def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
     With ``make_face`` the other end is hand_over().
     """
     gc.disable()  # looking for garbage among modules that are being loaded takes a tenth of their time
-    _load_modules()
+    load_modules()
     owner = socket.socket(fileno=connection)
-    line = _first_line(owner)
+    line = first_line(owner)
     if not line:
         return
     description = jsontext.loads(line)
@@ -234,7 +253,7 @@ def serve_prepared(connection: int, make_face: FaceMaker | None = None) -> None:
     _become(spec, config, ends, trace)
 
 
-def _load_modules() -> None:
+def load_modules() -> None:
     """Load what is needed until the guest is at work; then there is time for the rest."""
     lean.load_less()
     import asyncio  # noqa: F401
@@ -246,7 +265,7 @@ def _load_modules() -> None:
     from hako.storage import virtiofs  # noqa: F401
 
 
-def _first_line(owner: socket.socket) -> bytes:
+def first_line(owner: socket.socket) -> bytes:
     """Receive up to the first line's end and no further, for calls may follow; empty when nobody tells anything."""
     line = b""
     while not line.endswith(b"\n"):
@@ -347,16 +366,14 @@ def _become(
 def refuse(spec: SandboxSpec, owner: socket.socket, error: BaseException) -> None:
     """Answer the owner's first call with ``error``, and leave nothing: the sandbox could not even begin to serve."""
     _answer(owner, error)
-    text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
-    records.finish(records.new_state(spec) | {"error": text})
+    records.finish(records.new_state(spec) | {"error": sentence(error)})
 
 
 def _answer(owner: socket.socket, error: BaseException) -> None:
     """Answer whatever the owner asks with ``error``, until it goes."""
     from hako.wire import calls, frames
 
-    text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
-    failure = calls.CallError(calls.FAILED_PRECONDITION, f"The sandbox could not be started: {text}")
+    failure = calls.CallError(calls.FAILED_PRECONDITION, f"The sandbox could not be started: {sentence(error)}")
     owner.settimeout(_REFUSAL_SECONDS)
     with contextlib.suppress(OSError, frames.FrameError):
         decoder = frames.Decoder(calls.MAX_CALL)

@@ -81,6 +81,12 @@ class Engine:
         self.machine.joining = Joining(spec.cgroup)
         self.save()
 
+    @property
+    def cgroup(self) -> dict[str, Any]:
+        """The record of the VM's cgroup, as it is known by now; empty when it has none."""
+        joining = self.machine.joining
+        return joining.record if joining is not None else self.spec.cgroup
+
     def discard(self) -> None:
         """In place of run(): give back what a sandbox has that never began."""
         self.tree.close()

@@ -57,10 +57,10 @@ class GuestNetwork:
         self.resolver = Resolver()
         self._forward: Forward | None = None
 
-    def add_card(self, nic: Nic) -> tuple[int, ...]:
-        """The queues of a new tap for the card ``nic``; release() when QEMU has them. Blocks. Raises HostError."""
+    def add_card(self, queues: int) -> tuple[int, ...]:
+        """The descriptors of a new tap for a card; release() when QEMU has them. Blocks. Raises HostError."""
         # A clone's has the address of its template's.
-        card = Card(len(self._cards), Tap.alone(nic.queues))
+        card = Card(len(self._cards), Tap.alone(queues))
         self._cards.append(card)
         return tuple(card.tap.fds)
 

@@ -70,7 +70,8 @@ class Machine:
         self._extra = 0
         self._started = False
         self._closed = False
-        self._dropping: asyncio.Future[None] | None = None
+        self._memory = -1
+        self._dropping: list[asyncio.Future[None]] = []
         self._starting: asyncio.Task[vm.Vm] | None = None
         self._under_way = asyncio.Event()
 
@@ -94,20 +95,20 @@ class Machine:
 
     async def start(self) -> vm.Vm:
         """Get the VM: agent ready, files mounted, as large as the sandbox asks for. Raises HakoError."""
-        nic = await asyncio.to_thread(_probe_nic)
+        nic = _probe_nic()
         share = shares.make(self.config.share)
         self._share = share
         helper = asyncio.create_task(self._start_share(share))
         async with contextlib.AsyncExitStack() as closing:
             try:
+                if nic:
+                    # The kernel needs longer for it than anything else does before QEMU can start.
+                    self._card = asyncio.ensure_future(asyncio.to_thread(self.network.add_card, vm.network_queues()))
+                    closing.push_async_callback(asyncio.wait, {self._card})
                 with self.trace.span("VM description"):
                     # In a thread of its own, because it may probe KVM for seconds; QEMU itself is started by this one.
                     plan = await asyncio.to_thread(vm.plan, self.spec, self.config, share, self.tree.path, nic=nic)
                 self.tree.show_modules(plan.modules)
-                card = plan.spec.find(Nic)
-                if card is not None:
-                    self._card = asyncio.ensure_future(asyncio.to_thread(self.network.add_card, card))
-                    closing.push_async_callback(asyncio.wait, {self._card})
                 held = None
                 if self.config.template.enabled:
                     with self.trace.span("template"):
@@ -132,13 +133,17 @@ class Machine:
 
     def _begin_copy(self, held: Held, size: int, closing: contextlib.AsyncExitStack) -> None:
         """Begin to copy a template's memory, which takes as long as helper and QEMU need to start."""
-        fd = memory.new("hako-memory", size)
-        closing.callback(os.close, fd)
+        fd = self._new_memory(size)
         done = asyncio.ensure_future(asyncio.to_thread(self._copy, held.memory, fd))
         # A start that is given up waits for it all the same: a thread cannot be stopped, and must not find other files
         # there.
         closing.push_async_callback(asyncio.wait, {done})
         self._copied = fd, done
+
+    def _new_memory(self, size: int) -> int:
+        """An empty file for the guest's memory. It stays open, or QEMU's end would take as long as giving that back."""
+        self._memory = memory.new("hako-memory", size)
+        return self._memory
 
     async def _start_share(self, share: ShareDriver) -> int | None:
         if self.joining is not None:
@@ -230,16 +235,13 @@ class Machine:
         card = spec.find(Nic)
         if card is not None:
             begun, self._card = self._card, None
-            nic = await (begun or asyncio.to_thread(self.network.add_card, card))
+            nic = await (begun or asyncio.to_thread(self.network.add_card, card.queues))
             self.network.cards_made()
             ours.callback(self.network.release)
         if held is not None and spec.sharing == "private":
             return Backends(held.memory, held.state, clone=True, share=socket, nic=nic), None
         if held is None:
-            memory_fd = None
-            if spec.sharing == "shared":
-                memory_fd = memory.new("hako-memory", spec.memory)
-                ours.callback(os.close, memory_fd)
+            memory_fd = self._new_memory(spec.memory) if spec.sharing == "shared" else None
             return Backends(memory_fd, share=socket, nic=nic), None
         assert self._copied is not None
         # QEMU starts meanwhile, and looks at the memory when it has the state of the devices.
@@ -340,7 +342,11 @@ class Machine:
         if self._hypervisor is not None:
             ends.insert(0, self._hypervisor.kill())
         outcomes = await asyncio.gather(*ends, return_exceptions=True)
-        self._dropping = self.network.drop_cards()
+        # Nobody has to wait for what is left: whoever ends this process waits for its threads.
+        self._dropping = [self.network.drop_cards()]
+        if self._memory >= 0:
+            self._dropping.append(asyncio.get_running_loop().run_in_executor(None, os.close, self._memory))
+            self._memory = -1
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

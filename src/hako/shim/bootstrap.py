@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 
-from hako.errors import ConfigError, HostError
+from hako.errors import ConfigError
 from hako.shim import caller
 from hako.shim.bootstrap_messages import BootstrapParams, BootstrapResult, LogLevel, Options
+from hako.shim.call import read_input
 from hako.shim.messages import Any as AnyMessage
 from hako.wire import jsontext
 from hako.wire.protobuf import ProtobufError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 #: The version of the Task API that is served beside version 2.
 _VERSION = 3
 _PROTOCOL = "ttrpc"
-_MAX_INPUT = 4 << 20
 _OPTIONS_TYPE = Options.FULL_NAME
 
 
@@ -49,21 +49,25 @@ class Input:
         """The configuration file that the options name. Raises ConfigError for options of another kind."""
         return config_file(self.options)
 
-    def answer(self, address: str) -> bytes:
-        """What to print for a shim at ``address``."""
+    def answer(self, address: str, asking: int | None = None) -> bytes:
+        """What to print for a shim at ``address``. ``asking`` is who has run ``start``, by default the parent."""
         if self.params is not None:
             return BootstrapResult(version=_VERSION, address=address, protocol=_PROTOCOL).encode()
-        if caller.knows_task_v3():
+        if caller.knows_task_v3(asking):
             return jsontext.dumps({"version": _VERSION, "address": address, "protocol": _PROTOCOL})
         return address.encode()
 
 
 def read(call: Call, fd: int = 0) -> Input:
-    """Read the input of ``call``, and add to that what only the parameters say.
+    """Read the input of ``call``; see parse(). Raises HostError when it cannot be read, and ConfigError."""
+    return parse(call, read_input(fd))
 
-    Raises ConfigError for what is neither, or is about another container, and HostError when it cannot be read.
+
+def parse(call: Call, data: bytes) -> Input:
+    """What the input of ``call`` says; what only the parameters say is added to ``call``.
+
+    Raises ConfigError for what is neither, or is about another container.
     """
-    data = _read_all(fd)
     if not data:
         return Input([], None)
     params = _decode(BootstrapParams, data)
@@ -112,19 +116,3 @@ def config_file(options: list[AnyMessage]) -> str | None:
             raise ConfigError("hako reads its configuration from a file: name it by ConfigPath, not in the options.")
         return found.config_path or None
     return None
-
-
-def _read_all(fd: int) -> bytes:
-    data = b""
-    try:
-        if os.isatty(fd):
-            return b""  # somebody tries it by hand
-        while len(data) <= _MAX_INPUT and (piece := os.read(fd, 1 << 16)):
-            data += piece
-    except OSError as error:
-        raise HostError(f"The standard input cannot be read: {error.strerror}.") from error
-    if len(data) > _MAX_INPUT:
-        raise ConfigError(
-            f"The standard input has more than {_MAX_INPUT} bytes; no message of containerd's is so long."
-        )
-    return data

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
+from hako.errors import ConfigError, HostError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
+
+_MAX_INPUT = 4 << 20
 
 
 class Call:
@@ -39,3 +43,20 @@ class Call:
     def to_json(self) -> dict[str, Any]:
         """As an object for JSON, and as keyword arguments."""
         return dict(vars(self))
+
+
+def read_input(fd: int = 0) -> bytes:
+    """What containerd gives the call on its standard input. Raises HostError, and ConfigError when it is too long."""
+    data = b""
+    try:
+        if os.isatty(fd):
+            return b""  # somebody tries it by hand
+        while len(data) <= _MAX_INPUT and (piece := os.read(fd, 1 << 16)):
+            data += piece
+    except OSError as error:
+        raise HostError(f"The standard input cannot be read: {error.strerror}.") from error
+    if len(data) > _MAX_INPUT:
+        raise ConfigError(
+            f"The standard input has more than {_MAX_INPUT} bytes; no message of containerd's is so long."
+        )
+    return data

@@ -11,7 +11,7 @@ import os
 import sys
 
 from hako import streams
-from hako.errors import ConfigError, HakoError
+from hako.errors import ConfigError, sentence
 from hako.runtime import flags
 from hako.runtime.flags import Flag
 from hako.shim.call import Call
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:
-        text = str(error) if isinstance(error, HakoError) else f"{type(error).__name__}: {error}"
-        sys.stderr.write(f"containerd-shim-hako-v2: {text}\n")
+        sys.stderr.write(f"containerd-shim-hako-v2: {sentence(error)}\n")
         return 1
 
 
@@ -76,6 +75,9 @@ def _run(words: list[str]) -> int:
     _check_name("-namespace", call.namespace)
     _check_name("-id", call.id)
     if verbs == ["start"]:
+        from hako.cgroup.hurry import hurry
+
+        hurry()
         from hako.shim import start
 
         return start.main(call)

@@ -177,7 +177,7 @@ class Sandboxes:
         """What all its containers use together."""
         self._check(request.sandbox_id)
         found = [await task.stats() for task in list(self._shim.tasks.all.values()) if not task.init.ended.is_set()]
-        group = self._shim.engine.spec.cgroup
+        group = self._shim.engine.cgroup
         metric = messages.Metric(
             timestamp=Timestamp.of_ns(time.time_ns()),
             id=request.sandbox_id,

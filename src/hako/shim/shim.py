@@ -139,7 +139,7 @@ class Shim:
     def _forget(self) -> None:
         """Remove the cgroup, which this process has left, and what is kept of the sandbox."""
         try:
-            hostcgroup.delete(self.engine.spec.cgroup)
+            hostcgroup.delete(self.engine.cgroup)
         except HakoError as error:
             log.warning("%s", error)
         records.forget(self.engine.spec.id)

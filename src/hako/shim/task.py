@@ -119,7 +119,7 @@ class Task:
         if self._shim.tasks.pod_files is not None:
             params["shared"] = [_SHM]
         if self.owns_vm:
-            params["cgroup"] = self._shim.engine.spec.cgroup
+            params["cgroup"] = self._shim.engine.cgroup
         with command.faults_in_engines_words(process["args"][0]):
             answer = await self._shim.ask("Create", params, fds, seconds=None)
         self.guest_pid = int(answer["pid"])
@@ -308,7 +308,7 @@ class Task:
         # A guest may need some time to get more memory, or to give it up.
         await self._shim.ask("Update", {"container": self.guest_id, "resources": resources}, seconds=60)
         if self.owns_vm and not self._is_pod:
-            await asyncio.to_thread(hostcgroup.update, self._shim.engine.spec.cgroup, resources)
+            await asyncio.to_thread(hostcgroup.update, self._shim.engine.cgroup, resources)
 
     async def stats(self) -> dict[str, Any]:
         """What it uses, as the engine tells it."""

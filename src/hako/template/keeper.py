@@ -17,6 +17,7 @@ import time
 from hako import paths, store
 from hako.cgroup import home
 from hako.errors import HostError
+from hako.linux.processes import started
 from hako.named import NamedTuple
 from hako.template import memory
 
@@ -89,7 +90,7 @@ def start(key: str, held: Held, idle: float, namespace: int | None = None) -> No
     finally:
         for fd in high:
             os.close(fd)
-    store.write_json(_record(key), {"pid": pid, "started": _started(pid)})
+    store.write_json(_record(key), {"pid": pid, "started": started(pid)})
 
 
 def find(key: str) -> Held | None:
@@ -144,18 +145,8 @@ def _alive(key: str) -> int | None:
     pid = record.get("pid") if record is not None else None
     if record is None or type(pid) is not int or pid <= 0:
         return None
-    started = _started(pid)
-    return pid if started and started == record.get("started") else None
-
-
-def _started(pid: int) -> int:
-    """When process ``pid`` started, in ticks since the host's boot; 0 when it is gone or a zombie (proc(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    when = started(pid)
+    return pid if when and when == record.get("started") else None
 
 
 def _wait_gone(pid: int) -> None:
@@ -165,6 +156,6 @@ def _wait_gone(pid: int) -> None:
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 return
-        if not _started(pid):
+        if not started(pid):
             return
         time.sleep(0.005)

@@ -12,7 +12,6 @@ import pytest
 
 from conftest import CLONE, Roots
 from hako.ociimage.index import Image
-from hako.template import keeper
 from support import leaks
 from support.engines import Box, Docker, Engine, Podman
 from support.machine import write_launcher
@@ -42,7 +41,7 @@ def docker(roots: Roots, runtimes: dict[str, str], busybox_image: Image) -> Iter
     with Docker(f"{roots.base}-docker", runtimes) as engine:
         engine.import_image(busybox_image.rootfs)
         yield engine
-        keeper.stop_all()  # they keep templates for the next start, in the engine's namespaces
+        leaks.stop_keepers()  # they keep templates for the next start, in the engine's namespaces
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +50,7 @@ def podman(roots: Roots, runtimes: dict[str, str], busybox_image: Image) -> Iter
     with Podman(f"{roots.base}-podman", runtimes) as engine:
         engine.import_image(busybox_image.rootfs)
         yield engine
-        keeper.stop_all()  # they keep templates for the next start, in the engine's namespaces
+        leaks.stop_keepers()  # they keep templates for the next start, in the engine's namespaces
 
 
 @pytest.fixture(params=["docker-runc", "docker-hako", "podman-runc", "podman-hako"])

@@ -26,6 +26,9 @@ class Place:
     def add(self, _pid: int) -> None:
         self._go("container's")
 
+    def to_json(self) -> dict[str, object]:
+        return {"path": "/x", "made": self.where == "container's"}
+
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -53,6 +56,14 @@ def test_outside_for_a_while(place: Place) -> None:
     assert place.where == "container's"
     with joining.outside():
         assert place.where == "home"
+    assert place.where == "container's"
+
+
+def test_the_record_is_that_of_the_cgroup_with_the_process_in_it(place: Place) -> None:
+    """systemd makes the cgroup for its first process."""
+    joining = Joining({"path": "/x"})
+    joining.wait()
+    assert joining.record == {"path": "/x", "made": True}
     assert place.where == "container's"
 
 

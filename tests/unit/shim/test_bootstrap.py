@@ -22,7 +22,7 @@ _ADDRESS = "unix:///run/containerd/s/abc"
 @pytest.fixture(params=["1.6", "2.2"])
 def before_2_3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which containerd runs ``start``, of those that send no parameters."""
-    monkeypatch.setattr(caller, "knows_task_v3", lambda: request.param == "2.2")
+    monkeypatch.setattr(caller, "knows_task_v3", lambda _: request.param == "2.2")
     version: str = request.param
     return version
 

@@ -45,7 +45,7 @@ class Played:
         self.call = SimpleNamespace(id=owner, namespace="default")
         self.engine = SimpleNamespace(
             machine=SimpleNamespace(namespace=None, in_background=asyncio.ensure_future),
-            spec=SimpleNamespace(cgroup={}),
+            cgroup={},
         )
         self.namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.lifeline = Lifeline()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hako.errors import HostError
+from hako.linux import processes
 from hako.template import keeper, memory
 from hako.template.keeper import Held
 from support import leaks
@@ -186,14 +187,14 @@ def test_another_process_with_the_same_number_is_not_mistaken(root: Path) -> Non
     record.parent.mkdir(mode=0o700)
     with subprocess.Popen(["sleep", "1000"]) as innocent:
         try:
-            for started in (0, 1, "x", None, keeper._started(innocent.pid) + 1):
+            for started in (0, 1, "x", None, processes.started(innocent.pid) + 1):
                 record.write_text(json.dumps({"pid": innocent.pid, "started": started}))
                 assert keeper.find(_KEY) is None
                 assert keeper.pid_of(_KEY) is None
                 keeper.stop(_KEY)
                 assert innocent.poll() is None
             # The right process, which holds nothing.
-            record.write_text(json.dumps({"pid": innocent.pid, "started": keeper._started(innocent.pid)}))
+            record.write_text(json.dumps({"pid": innocent.pid, "started": processes.started(innocent.pid)}))
             assert keeper.find(_KEY) is None
         finally:
             record.unlink()
@@ -229,6 +230,7 @@ def test_it_outlives_whoever_started_it_and_has_nothing_else_of_his(root: Path) 
     code = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
+from hako.linux import processes
 from hako.template import keeper, memory
 fds = [memory.new(name, 4096) for name in ("hako-template-{_KEY}", "hako-state")]
 os.pwrite(fds[0], b"memory 9", 0)
