@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hako.cgroup.hurry import hurry
 from hako.sandbox.early import Prepared
 
 TYPE_CHECKING = False
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 def main(call: Call) -> int:
     """Run it; returns the exit status of its process, or 0 when detached. Raises HakoError."""
+    hurry()
     prepared = Prepared()
     # Loaded while the sandbox process loads its own modules.
     from hako.runtime import delete, foreground, start
