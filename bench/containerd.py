@@ -200,7 +200,8 @@ def _words(pid: int) -> list[str]:
     """The command line of a process; empty when it is gone."""
     try:
         with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
-            return file.read().split("\0")[:-1]
+            # A shim that a zygote has forked has written it anew, with blanks.
+            return file.read().replace("\0", " ").split()
     except OSError:
         return []
 

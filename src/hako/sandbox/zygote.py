@@ -121,7 +121,7 @@ class Zygote:
 
 def main(work: Work) -> None:
     """Be the zygote whose lock, name and time are the arguments, as zygotes.start() gives them."""
-    lock, known_as, keep = sys.argv[1:]
+    lock, known_as, keep, _room = sys.argv[1:]
     set_title(f"hako-zygote {zygotes.directory()}")
     daemon.close_inherited((int(lock),))
     os.set_inheritable(int(lock), False)

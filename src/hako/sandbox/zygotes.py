@@ -19,6 +19,8 @@ READY = b"+"
 _PATIENCE = 2.0
 #: Seconds in which a zygote that is to end must have ended.
 _STOP_SECONDS = 5.0
+#: A process can show as long a command line as it was started with: forked ones are to show what they are.
+_ROOM = " " * 256
 _SOCKET, _RECORD, _LOCK = ".sock", ".json", ".lock"
 
 
@@ -90,7 +92,7 @@ def start(kind: str, code: str, keep: float) -> None:
     if lock is None:
         return
     try:
-        argv = [*interpreter(code), str(lock), known_as, str(keep)]
+        argv = [*interpreter(code), str(lock), known_as, str(keep), _ROOM]
         null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
         os.set_inheritable(lock, True)
         os.posix_spawn(argv[0], argv, os.environ, file_actions=null, setsid=True)
