@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import subprocess
 from collections.abc import Iterator
 from typing import IO, Any
@@ -39,3 +41,14 @@ def started(argv: list[str], **options: Any) -> Iterator[Child]:
         finally:
             # Leaving the block waits for it, which must not take forever after a failure.
             child.kill()
+
+
+def wait_end(pid: int) -> None:
+    """Wait for the end of the process ``pid``, which may be this one's child, without sleeping."""
+    fd = os.pidfd_open(pid)
+    try:
+        assert select.select([fd], [], [], 20)[0], "it has not ended"
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

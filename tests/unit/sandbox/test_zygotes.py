@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from hako.linux import surroundings
 from hako.sandbox import zygotes
 from hako.wire import jsontext
 from support import leaks
+from support.children import wait_end
 from support.machine import until
 
 _KIND = "test"
@@ -104,17 +104,6 @@ def pid() -> int:
     return int(jsontext.loads(record)["pid"])
 
 
-def ended(process: int) -> None:
-    """Wait for the end of a child of this process."""
-    fd = os.pidfd_open(process)
-    try:
-        assert select.select([fd], [], [], 20)[0], "it has not ended"
-    finally:
-        os.close(fd)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process, 0)
-
-
 def test_there_is_none_at_first() -> None:
     assert zygotes.connect(_KIND) is None
 
@@ -168,7 +157,7 @@ def test_it_ends_when_it_is_not_used(root: Path) -> None:
     start(root, keep=0.5)
     process = pid()
     assert ask()["zygote"] == process
-    ended(process)
+    wait_end(process)
     assert os.listdir(zygotes.directory()) == []
     assert zygotes.connect(_KIND) is None
 
@@ -178,7 +167,7 @@ def test_it_ends_when_its_files_are_gone(root: Path) -> None:
     process = pid()
     for name in os.listdir(zygotes.directory()):
         os.unlink(os.path.join(zygotes.directory(), name))
-    ended(process)
+    wait_end(process)
 
 
 def test_it_is_of_no_use_when_the_program_has_changed(root: Path) -> None:
@@ -186,7 +175,7 @@ def test_it_is_of_no_use_when_the_program_has_changed(root: Path) -> None:
     process = pid()
     (root / "hako_module_for_tests.py").write_text("# another version\n")
     assert zygotes.connect(_KIND) is None
-    ended(process)
+    wait_end(process)
     assert os.listdir(zygotes.directory()) == []
     start(root)
     assert pid() != process
@@ -196,7 +185,7 @@ def test_one_that_was_killed_is_replaced(root: Path) -> None:
     start(root)
     process = pid()
     os.kill(process, signal.SIGKILL)
-    ended(process)
+    wait_end(process)
     assert zygotes.connect(_KIND) is None
     os.unlink(zygotes.socket_path(zygotes.name(_KIND)))  # which start() here waits for
     start(root)
@@ -227,7 +216,7 @@ def test_another_process_with_the_number_in_a_record_is_left_alone(root: Path) -
     start(root)
     process = pid()
     os.kill(process, signal.SIGKILL)
-    ended(process)
+    wait_end(process)
     bystander = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
     lock = os.open(zygotes.lock_path(zygotes.name(_KIND)), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)

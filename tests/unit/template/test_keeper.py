@@ -19,6 +19,7 @@ from hako.linux import processes
 from hako.template import keeper, memory
 from hako.template.keeper import Held
 from support import leaks
+from support.children import wait_end
 
 _KEY = "0123456789abcdef" * 2
 
@@ -64,19 +65,6 @@ def read() -> bytes | None:
         assert memory.is_sealed(found.state)
         assert os.read(found.state, 100).startswith(b"state")
         return os.pread(found.memory, 100, 0).rstrip(b"\0")
-
-
-def wait_end(pid: int) -> None:
-    """Wait for the end of our child, without sleeping."""
-    fd = os.pidfd_open(pid)
-    try:
-        import select
-
-        assert select.select([fd], [], [], 20)[0], "it has not ended"
-    finally:
-        os.close(fd)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
 
 
 def test_what_is_kept_is_found_by_many_and_read_from_the_beginning_by_each() -> None:
