@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +41,7 @@ class Work:
 
     def prepare(self):
         self.made += 1
+        open(os.path.join(os.path.dirname(__file__), "prepared"), "w").close()
 
     def forked(self):
         self.made = -1
@@ -119,7 +119,7 @@ def test_each_who_asks_has_a_process_of_its_own(root: Path) -> None:
 
 def test_what_it_has_made_ahead_is_the_next_ones(root: Path) -> None:
     start(root)
-    time.sleep(0.3)
+    until((root / "prepared").exists, "it has made something ahead")
     assert ask()["made"] == 1
     assert ask()["made"] in (-1, 0)  # no time in between, or just enough
 
